@@ -1,0 +1,281 @@
+"""The records that pass between the rooms of the sidecar.
+
+Everything here is a frozen value or a closed enum whose values become label values.
+Data moves one way: `proxy` makes an `Exchange`, `observe` fills its `Observation`,
+`account` turns it into names and numbers. Nothing here knows any of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = [
+    "Dialect",
+    "End",
+    "Exchange",
+    "InputClass",
+    "Observation",
+    "Observer",
+    "Outcome",
+    "RawHeaders",
+    "RequestFacts",
+    "RequestReader",
+    "Route",
+    "Status",
+    "Tap",
+    "UpstreamFault",
+    "Usage",
+    "header",
+]
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+"""Header pairs in wire order, repeats kept, names in lower case (as ASGI gives them)."""
+
+
+class Route(StrEnum):
+    """The `route` label: LiteLLM's own paths, so that its series and ours can be joined."""
+
+    MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    ANTHROPIC_MESSAGES = "/anthropic/v1/messages"
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
+    MODELS = "/v1/models"
+    OTHER = "other"
+
+
+class Dialect(StrEnum):
+    """How a provider's answers spell `usage`."""
+
+    ANTHROPIC = "anthropic"
+
+
+class End(StrEnum):
+    """How the response body ended, seen from the relay."""
+
+    COMPLETE = "complete"
+    UPSTREAM_CUT = "upstream_cut"
+    CLIENT_LEFT = "client_left"
+
+
+class Status(StrEnum):
+    """What could be read of one answer on an observed route."""
+
+    COMPLETE = "complete"
+    """Read to its end."""
+    PARTIAL = "partial"
+    """The stream was cut, the client left, or an error event came after the start."""
+    MISSING = "missing"
+    """A 2xx answer that says nothing about usage."""
+    INVALID = "invalid"
+    """A usage, or the events around it, that contradict the protocol."""
+    OVERSIZED = "oversized"
+    """A part that had to be read was larger than a bound."""
+    ENCODED = "encoded"
+    """A content coding that the sidecar does not decode."""
+    ERROR = "error"
+    """A non-2xx answer, or an error event before any usage."""
+
+
+class Outcome(StrEnum):
+    """What the provider's prompt cache did for one 2xx answer, by precedence."""
+
+    HIT = "hit"
+    WRITE = "write"
+    NOT_CACHED = "not_cached"
+    NOT_ASKED = "not_asked"
+    UNREPORTED = "unreported"
+    UNKNOWN = "unknown"
+
+
+class InputClass(StrEnum):
+    """The `cache` label: disjoint parts of the prompt, whose sum is the whole prompt."""
+
+    UNCACHED = "uncached"
+    READ = "read"
+    WRITE_5M = "write_5m"
+    WRITE_1H = "write_1h"
+    WRITE_UNKNOWN = "write_unknown"
+
+
+class UpstreamFault(StrEnum):
+    """Why the upstream gave no response, or not all of it."""
+
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMEOUT = "connect_timeout"
+    STALE_CONNECTION = "stale_connection"
+    CONNECTION_LOST = "connection_lost"
+    MALFORMED_RESPONSE = "malformed_response"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    BODY_CUT = "body_cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the wire said them; `None` where it said nothing, or null.
+
+    The fields carry Anthropic's names. `input_tokens` is the part that was neither read from
+    nor written to the cache.
+    """
+
+    input_tokens: int | None = None
+    """`usage.input_tokens`, tokens."""
+    output_tokens: int | None = None
+    """`usage.output_tokens`, tokens; cumulative in a stream."""
+    cache_read_input_tokens: int | None = None
+    """`usage.cache_read_input_tokens`, tokens."""
+    cache_creation_input_tokens: int | None = None
+    """`usage.cache_creation_input_tokens`, tokens of both TTLs."""
+    ephemeral_5m_input_tokens: int | None = None
+    """`usage.cache_creation.ephemeral_5m_input_tokens`, tokens."""
+    ephemeral_1h_input_tokens: int | None = None
+    """`usage.cache_creation.ephemeral_1h_input_tokens`, tokens."""
+
+    @property
+    def reported(self) -> bool:
+        """Whether the wire said any count at all."""
+        return self != _NOTHING
+
+    @property
+    def cache_reported(self) -> bool:
+        """Whether any cache field was said: zero is an answer, absence is none."""
+        return not (
+            self.cache_read_input_tokens is None
+            and self.cache_creation_input_tokens is None
+            and self.ephemeral_5m_input_tokens is None
+            and self.ephemeral_1h_input_tokens is None
+        )
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens read from the cache."""
+        return self.cache_read_input_tokens or 0
+
+    @property
+    def write_tokens(self) -> int:
+        """Tokens written to the cache: the total where it was said, else the sum of its split."""
+        if self.cache_creation_input_tokens is not None:
+            return self.cache_creation_input_tokens
+        return (self.ephemeral_5m_input_tokens or 0) + (self.ephemeral_1h_input_tokens or 0)
+
+    def input_classes(self) -> tuple[int, int, int, int, int]:
+        """Split the prompt into the five classes, in the order of `InputClass`.
+
+        The total of written tokens wins over its split: what the split does not cover is
+        `write_unknown`, and a split that exceeds the total is clamped to it.
+        """
+        total = self.write_tokens
+        write_5m = min(self.ephemeral_5m_input_tokens or 0, total)
+        write_1h = min(self.ephemeral_1h_input_tokens or 0, total - write_5m)
+        return (
+            self.input_tokens or 0,
+            self.read_tokens,
+            write_5m,
+            write_1h,
+            total - write_5m - write_1h,
+        )
+
+
+_NOTHING = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What the request body asked for; `None` where it could not be read."""
+
+    model: str | None = None
+    """Top-level `model`."""
+    stream: bool | None = None
+    """Top-level `stream`."""
+    caching_asked: bool | None = None
+    """Whether a `cache_control` stands anywhere in the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one response said, read by `observe`."""
+
+    status: Status
+    usage: Usage = _NOTHING
+    response_model: str | None = None
+    """`model` of the answer, as the provider spells it."""
+    message_id: str | None = None
+    """`id` of the answer; its prefix tells the provider."""
+    fault: str = ""
+    """Why the status is not `complete`, in words for a person; empty otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer, at its end. All durations are seconds."""
+
+    route: Route
+    method: str
+    status_code: int
+    """As sent to the client; 499 where the client left before a head (nginx's code)."""
+    observed: bool
+    end: End
+    facts: RequestFacts
+    observation: Observation | None
+    request_headers: RawHeaders = field(repr=False)
+    response_headers: RawHeaders = field(repr=False)
+    duration_s: float
+    first_byte_s: float | None
+    first_token_s: float | None
+    overhead_s: float
+    """Time that the sidecar itself added; waiting for either side is left out."""
+    upstream_fault: UpstreamFault | None = None
+
+
+class Tap(Protocol):
+    """Reads one response as its bytes pass."""
+
+    first_token_seen: bool
+    """True from the first streamed piece of content on."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+
+    def finish(self, end: End) -> Observation:
+        """Say what was seen. Call once, after the last `feed`."""
+
+
+class RequestReader(Protocol):
+    """Reads one request as its bytes pass."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+
+    def finish(self) -> Iterator[None]:
+        """Work off what is left in steps of a few milliseconds, one at each `next()`."""
+
+    def facts(self) -> RequestFacts:
+        """Say what was learned so far."""
+
+
+class Observer(Protocol):
+    """Makes the readers of one exchange; `app` hands one to the relay."""
+
+    def read_request(self, route: Route, dialect: Dialect, headers: RawHeaders) -> RequestReader:
+        """Make the reader of a request body."""
+
+    def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
+        """Make the reader of a response body."""
+
+
+def header(headers: RawHeaders, name: bytes) -> bytes | None:
+    """Find the first value of a header.
+
+    Args:
+        name: in lower case.
+    """
+    for key, value in headers:
+        if key == name:
+            return value
+    return None

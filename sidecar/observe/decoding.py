@@ -1,0 +1,187 @@
+"""Decoding a copy of a coded body (RFC 9110 section 8.4), in bounded steps.
+
+The client gets the coded bytes; only the tap sees what comes out here. A decoder takes input
+in any split, hands back pieces of at most `PIECE_BYTES`, and stops with `ExpansionError` where
+a body expands beyond `MAX_EXPANSION`: the work done for hostile input stays in proportion to
+the bytes that came over the wire.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import brotli
+import zstandard
+
+__all__ = ["DecodingError", "ExpansionError", "decoder_for"]
+
+PIECE_BYTES = 64 * 1024
+MAX_EXPANSION = 100
+"""Bytes out for each byte in. Event streams of short deltas reach about 30 with brotli."""
+_FREE_BYTES = 1024 * 1024
+"""Expansion below this is never refused, whatever its ratio."""
+_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
+"""RFC 9659 has senders of the `zstd` coding keep to 8 MB, and receivers refuse more."""
+_ZSTD_STEP_BYTES = 128
+"""Each 4 bytes of input can be a block of 128 KiB (RFC 8878, RLE blocks), and the library's
+push interface has no limit on its output: so it is fed in steps whose worst case is 4 MiB."""
+
+
+class DecodingError(Exception):
+    """The body is not in the coding that its header names."""
+
+
+class ExpansionError(DecodingError):
+    """The body expands beyond the bound."""
+
+
+class Decoder(Protocol):
+    """One content coding, as a push decoder."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield decoded pieces.
+
+        Raises:
+            DecodingError: if this raises anything else, that is a bug.
+        """
+
+    @property
+    def complete(self) -> bool:
+        """Whether the coded stream has ended where it says it ends."""
+
+
+class _Budget:
+    """Counts both sides of a decoder and refuses what expands too far."""
+
+    __slots__ = ("_allowed", "_out")
+
+    def __init__(self) -> None:
+        self._allowed = _FREE_BYTES
+        self._out = 0
+
+    def take(self, data: bytes) -> None:
+        self._allowed += MAX_EXPANSION * len(data)
+
+    def give(self, piece: bytes) -> bytes:
+        self._out += len(piece)
+        if self._out > self._allowed:
+            raise ExpansionError(f"expands to more than {MAX_EXPANSION} times its size")
+        return piece
+
+
+class _Zlib:
+    """gzip (RFC 1952, several members too) and deflate, wrapped (RFC 1950) or raw (RFC 1951)."""
+
+    def __init__(self, wbits: int | None) -> None:
+        self._wbits = wbits
+        self._inner = None if wbits is None else zlib.decompressobj(wbits)
+        self._head = b""
+        self._budget = _Budget()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._budget.take(data)
+        if self._inner is None:
+            self._head += data
+            if len(self._head) < 2:
+                return
+            data, self._head = self._head, b""
+            # A zlib header has method 8 and is a multiple of 31; raw deflate hardly ever is.
+            wrapped = data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
+            self._wbits = 15 if wrapped else -15
+            self._inner = zlib.decompressobj(self._wbits)
+        try:
+            while data:
+                if self._inner.eof:
+                    if self._wbits != 31 or not data.startswith(b"\x1f"):
+                        return  # trailing padding, which gzip tools ignore too
+                    self._inner = zlib.decompressobj(self._wbits)
+                piece = self._inner.decompress(data, PIECE_BYTES)
+                data = self._inner.unconsumed_tail or self._inner.unused_data
+                if piece:
+                    yield self._budget.give(piece)
+            while not self._inner.eof and (piece := self._inner.decompress(b"", PIECE_BYTES)):
+                yield self._budget.give(piece)
+        except zlib.error as exc:
+            raise DecodingError(str(exc)) from None
+
+    @property
+    def complete(self) -> bool:
+        return self._inner is not None and self._inner.eof
+
+
+class _Brotli:
+    """br (RFC 7932)."""
+
+    def __init__(self) -> None:
+        self._inner = brotli.Decompressor()
+        self._budget = _Budget()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._budget.take(data)
+        try:
+            if self._inner.is_finished():
+                return
+            piece = self._inner.process(data, output_buffer_limit=PIECE_BYTES)
+            if piece:
+                yield self._budget.give(piece)
+            while not self._inner.can_accept_more_data():
+                piece = self._inner.process(b"", output_buffer_limit=PIECE_BYTES)
+                yield self._budget.give(piece)
+        except brotli.error as exc:
+            raise DecodingError(str(exc)) from None
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._inner.is_finished())
+
+
+class _Zstd:
+    """zstd (RFC 8878), several frames too."""
+
+    def __init__(self) -> None:
+        self._context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+        self._inner = self._context.decompressobj()
+        self._budget = _Budget()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        try:
+            for start in range(0, len(data), _ZSTD_STEP_BYTES):
+                step = data[start : start + _ZSTD_STEP_BYTES]
+                self._budget.take(step)
+                while step:
+                    if self._inner.eof:
+                        self._inner = self._context.decompressobj()
+                    decoded = self._inner.decompress(step)
+                    step = self._inner.unused_data if self._inner.eof else b""
+                    for at in range(0, len(decoded), PIECE_BYTES):
+                        yield self._budget.give(decoded[at : at + PIECE_BYTES])
+        except zstandard.ZstdError as exc:
+            raise DecodingError(str(exc)) from None
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._inner.eof)
+
+
+_CODINGS: dict[bytes, Callable[[], Decoder]] = {
+    b"gzip": lambda: _Zlib(31),
+    b"x-gzip": lambda: _Zlib(31),  # RFC 9110 section 8.4.1.3
+    b"deflate": lambda: _Zlib(None),
+    b"br": _Brotli,
+    b"zstd": _Zstd,
+}
+
+
+def decoder_for(content_encoding: bytes) -> Decoder | None:
+    """Make the decoder of a single coding.
+
+    Args:
+        content_encoding: the header's value, not empty and not `identity`.
+
+    Returns:
+        None where the coding is unknown, or where several were applied.
+    """
+    make = _CODINGS.get(content_encoding.strip().lower())
+    return make() if make else None

@@ -1,0 +1,187 @@
+"""Finding the few events of an event stream that matter.
+
+What this module knows is the framing of WHATWG event streams
+(https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.6): LF, CR and
+CRLF line ends, a leading byte order mark, comments, fields with and without a space after
+the colon, `data` over several lines. What it must not know is what any event means.
+
+The contract: bytes in by `feed`, events out; any split of the same bytes gives the same
+events; the work is linear; at most `MAX_EVENT_BYTES` are held; nothing raises.
+
+A stream of a language model is nearly all text deltas. Events are therefore not parsed one
+by one: each chunk is searched for a few needles, and only an event that holds one is cut out
+and parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["MAX_EVENT_BYTES", "Event", "EventFinder"]
+
+MAX_EVENT_BYTES = 1024 * 1024
+"""Longest event that is parsed, in bytes, its closing blank line aside; websockets takes the
+same figure for a message. A longer one is skipped and noted, and reading goes on after it."""
+
+_BOM = b"\xef\xbb\xbf"
+_LF = 0x0A
+_MAX_PENDING = MAX_EVENT_BYTES + len(_BOM) + len(b"\n\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of the stream that held a needle."""
+
+    name: bytes
+    """Value of the last `event` field; empty where there was none."""
+    data: bytes
+    """The `data` fields, joined by LF."""
+    terminated: bool = True
+    """False for what stood after the last blank line when the stream ended."""
+    stray: bool = False
+    """Whether it has a line that is no field of an event stream: a frame that was torn."""
+
+
+class EventFinder:
+    """Cuts out of an event stream the events that hold one of the needles.
+
+    Args:
+        needles: byte strings without line ends, one of which every event of interest holds.
+    """
+
+    __slots__ = (
+        "_after_cr",
+        "_at_start",
+        "_needles",
+        "_overlap",
+        "_pending",
+        "_skip_hit",
+        "_skipping",
+        "oversized",
+    )
+
+    def __init__(self, needles: Sequence[bytes]) -> None:
+        self._needles = tuple(needles)
+        self._overlap = max(map(len, needles)) - 1
+        self._pending = bytearray()
+        self._after_cr = False
+        self._at_start = True
+        self._skipping = False
+        self._skip_hit = False
+        self.oversized = False
+        """Whether an event of interest was longer than the bound, and therefore skipped."""
+
+    def feed(self, chunk: bytes) -> Sequence[Event]:
+        """Return the events of interest that end in this chunk."""
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._with_line_feeds(chunk)
+        if not chunk:
+            return ()
+        start = 0
+        found: list[Event] = []
+        if self._pending or self._at_start:
+            start = self._end_of_pending(chunk)
+            if start < 0:
+                self._hold(chunk)
+                return ()
+            self._take_pending(chunk[:start], found)
+        end = chunk.rfind(b"\n\n", start)
+        end = start if end < 0 else end + 2
+        if end > start:
+            self._search(chunk, start, end, found)
+        if end < len(chunk):
+            self._hold(chunk[end:] if end else chunk)
+        return found
+
+    def finish(self) -> Sequence[Event]:
+        """Return what stands after the last blank line, if it is of interest."""
+        found: list[Event] = []
+        if self._skipping:
+            self.oversized |= self._skip_hit
+        else:
+            event = bytes(self._pending).strip(b"\n")
+            if self._of_interest(event):
+                self._parse(event, found, terminated=False)
+        self._pending.clear()
+        return found
+
+    def _of_interest(self, event: bytes) -> bool:
+        return any(needle in event for needle in self._needles)
+
+    def _with_line_feeds(self, chunk: bytes) -> bytes:
+        """Make LF of every line end, also of a CRLF that two chunks share."""
+        if self._after_cr and chunk.startswith(b"\n"):
+            self._after_cr = False
+            chunk = chunk[1:]
+        if chunk:
+            self._after_cr = chunk.endswith(b"\r")
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _end_of_pending(self, chunk: bytes) -> int:
+        """Return where in the chunk the pending event's blank line ends, or -1."""
+        if chunk[0] == _LF and self._pending.endswith(b"\n"):
+            return 1
+        end = chunk.find(b"\n\n")
+        return end if end < 0 else end + 2
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep the beginning of an event; past the bound, only whether it is of interest."""
+        pending = self._pending
+        if not self._skipping:
+            pending += rest
+            if len(pending) <= _MAX_PENDING:
+                return
+            self._skipping = True
+            rest = b""
+        window = bytes(pending) + rest
+        self._skip_hit = self._skip_hit or self._of_interest(window)
+        # Enough to see a needle, or a blank line, that two chunks share.
+        pending[:] = window[-self._overlap :]
+
+    def _take_pending(self, head: bytes, found: list[Event]) -> None:
+        """Close the pending event with the bytes up to its blank line."""
+        self._hold(head)
+        if self._skipping:
+            self.oversized |= self._skip_hit
+            self._skipping = self._skip_hit = False
+        else:
+            event = bytes(self._pending).strip(b"\n")
+            if self._of_interest(event):
+                self._parse(event, found)
+        self._at_start = False
+        self._pending.clear()
+
+    def _search(self, chunk: bytes, start: int, end: int, found: list[Event]) -> None:
+        """Parse the events of interest among the whole events of `chunk[start:end]`."""
+        hits = [chunk.find(needle, start, end) for needle in self._needles]
+        while max(hits) >= 0:
+            hit = min(hit for hit in hits if hit >= 0)
+            first = chunk.rfind(b"\n\n", start, hit)
+            last = chunk.find(b"\n\n", hit)
+            self._parse(chunk[start if first < 0 else first : last].strip(b"\n"), found)
+            start = last + 2
+            # A needle that lies ahead is not searched for again: the work stays linear.
+            hits = [
+                hit if hit < 0 or hit >= start else chunk.find(needle, start, end)
+                for hit, needle in zip(hits, self._needles, strict=True)
+            ]
+
+    def _parse(self, event: bytes, found: list[Event], *, terminated: bool = True) -> None:
+        if self._at_start:
+            event = event.removeprefix(_BOM)
+        if len(event) > MAX_EVENT_BYTES:
+            self.oversized = True
+            return
+        name = b""
+        data: list[bytes] = []
+        stray = False
+        for line in event.split(b"\n"):
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                data.append(value.removeprefix(b" "))
+            elif field == b"event":
+                name = value.removeprefix(b" ")
+            elif field not in (b"", b"id", b"retry"):
+                stray = True
+        found.append(Event(name, b"\n".join(data), terminated, stray))

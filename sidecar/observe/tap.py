@@ -1,0 +1,200 @@
+"""The tap: one object for each response, which reads a copy of its bytes as they pass.
+
+It knows which reader fits a response (by the response's own content type and coding, not by
+what the request asked for), and the bounds. It must not know what a usage looks like, nor do
+any I/O, read a clock or count anything.
+
+The contract: `feed` and `finish`; any split of the same bytes gives the same observation; the
+work is linear; memory is bounded by `MAX_JSON_BYTES` or `sse.MAX_EVENT_BYTES`. The public
+methods do not raise for any input; the caller contains what a bug may raise all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from sidecar.exchange import (
+    Dialect,
+    End,
+    Observation,
+    Outcome,
+    RawHeaders,
+    RequestFacts,
+    Status,
+    Tap,
+    header,
+)
+from sidecar.observe import anthropic
+from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
+from sidecar.observe.sse import Event, EventFinder
+
+__all__ = ["MAX_JSON_BYTES", "outcome_of", "tap_for"]
+
+MAX_JSON_BYTES = 8 * 1024 * 1024
+"""Longest JSON body that is read, in bytes after decoding. The longest answer of a current
+model, 128k tokens of text, is about 1 MB; results of server tools add to that."""
+
+_FIRST_TOKEN = b"content_block_delta"
+
+
+class _StreamReading(Protocol):
+    def take_event(self, event: Event) -> None: ...
+
+    def finish(self, end: End, *, oversized: bool) -> Observation: ...
+
+
+class _DialectReading(NamedTuple):
+    """What differs between dialects."""
+
+    needles: Sequence[bytes]
+    """What the events of interest hold."""
+    read_message: Callable[[bytes, End], Observation]
+    """Reads a whole JSON body."""
+    read_stream: Callable[[], _StreamReading]
+    """Makes what takes the events of one stream."""
+
+
+_DIALECTS = {
+    Dialect.ANTHROPIC: _DialectReading(
+        anthropic.NEEDLES, anthropic.read_message, anthropic.StreamReading
+    ),
+}
+
+
+class _JsonReader:
+    """Keeps a JSON body until it is whole."""
+
+    first_token_seen = False
+
+    def __init__(self, dialect: _DialectReading) -> None:
+        self._read_message = dialect.read_message
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size <= MAX_JSON_BYTES:
+            self._chunks.append(chunk)
+        else:
+            self._chunks.clear()
+
+    def finish(self, end: End) -> Observation:
+        if self._size > MAX_JSON_BYTES:
+            return Observation(Status.OVERSIZED, fault="the body is larger than the bound")
+        return self._read_message(b"".join(self._chunks), end)
+
+
+class _StreamReader:
+    """Reads an event stream."""
+
+    def __init__(self, dialect: _DialectReading) -> None:
+        self.first_token_seen = False
+        self._finder = EventFinder(dialect.needles)
+        self._reading = dialect.read_stream()
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> None:
+        if not self.first_token_seen:
+            window = self._tail + chunk
+            self.first_token_seen = _FIRST_TOKEN in window
+            self._tail = window[1 - len(_FIRST_TOKEN) :]
+        for event in self._finder.feed(chunk):
+            self._reading.take_event(event)
+
+    def finish(self, end: End) -> Observation:
+        for event in self._finder.finish():
+            self._reading.take_event(event)
+        return self._reading.finish(end, oversized=self._finder.oversized)
+
+
+class _Decoded:
+    """Puts a decoder before a reader."""
+
+    def __init__(self, coding: bytes, reader: Tap) -> None:
+        self._decoder = decoder_for(coding)
+        self._coding = coding
+        self._reader = reader
+        self._error: DecodingError | None = None
+
+    @property
+    def first_token_seen(self) -> bool:
+        return self._reader.first_token_seen
+
+    def feed(self, chunk: bytes) -> None:
+        if self._decoder is None or self._error is not None:
+            return
+        try:
+            for piece in self._decoder.feed(chunk):
+                self._reader.feed(piece)
+        except DecodingError as exc:
+            self._error = exc
+
+    def finish(self, end: End) -> Observation:
+        if self._decoder is None:
+            coding = self._coding.decode("latin-1")[:64]
+            return Observation(Status.ENCODED, fault=f"content-encoding {coding} is not decoded")
+        if self._error is None:
+            if end is End.COMPLETE and not self._decoder.complete:
+                end = End.UPSTREAM_CUT
+            return self._reader.finish(end)
+        # What was read before the fault is still true.
+        seen = self._reader.finish(End.UPSTREAM_CUT)
+        oversized = isinstance(self._error, ExpansionError)
+        status = Status.OVERSIZED if oversized else Status.INVALID
+        return replace(seen, status=status, fault=f"content-encoding: {self._error}")
+
+
+class _Nothing:
+    """Reads nothing, because there is nothing to read."""
+
+    first_token_seen = False
+
+    def __init__(self, status: Status, fault: str) -> None:
+        self._observation = Observation(status, fault=fault)
+
+    def feed(self, chunk: bytes) -> None:
+        pass
+
+    def finish(self, end: End) -> Observation:
+        if self._observation.status is Status.MISSING and end is not End.COMPLETE:
+            return replace(self._observation, status=Status.PARTIAL)
+        return self._observation
+
+
+def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
+    """Make the tap of one response. See the module for the contract.
+
+    Args:
+        headers: the response's headers.
+    """
+    if not 200 <= status_code < 300:
+        return _Nothing(Status.ERROR, f"status {status_code}")
+    content_type = (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    reader: Tap
+    if content_type == b"text/event-stream":
+        reader = _StreamReader(_DIALECTS[dialect])
+    elif content_type == b"application/json" or content_type.endswith(b"+json"):
+        reader = _JsonReader(_DIALECTS[dialect])
+    else:
+        shown = content_type.decode("latin-1")[:64] or "absent"
+        return _Nothing(Status.MISSING, f"the content type is {shown}")
+    coding = (header(headers, b"content-encoding") or b"").strip()
+    if coding and coding.lower() != b"identity":
+        return _Decoded(coding, reader)
+    return reader
+
+
+def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:
+    """Say what the prompt cache did for a 2xx answer."""
+    usage = observation.usage
+    if usage.read_tokens:
+        return Outcome.HIT
+    if usage.write_tokens:
+        return Outcome.WRITE
+    if not usage.cache_reported:
+        return Outcome.UNREPORTED
+    if facts.caching_asked is None:
+        return Outcome.UNKNOWN
+    return Outcome.NOT_CACHED if facts.caching_asked else Outcome.NOT_ASKED
