@@ -1,9 +1,9 @@
 """The exceptions of the sidecar.
 
-    SidecarError
-    ├── ConfigError      settings that cannot be used; exit code 2
-    ├── StartError       a socket that cannot be bound, and the like; exit code 1
-    └── UpstreamError    no answer could be had from the upstream; 502 or 504
+SidecarError
+├── ConfigError      settings that cannot be used; exit code 2
+├── StartError       a socket that cannot be bound, and the like; exit code 1
+└── UpstreamError    no answer could be had from the upstream; 502 or 504
 """
 
 from __future__ import annotations

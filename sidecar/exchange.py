@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import Protocol
 
 __all__ = [
+    "LABEL_NAMES",
+    "Accounts",
     "Dialect",
     "End",
     "Exchange",
@@ -33,6 +35,19 @@ __all__ = [
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 """Header pairs in wire order, repeats kept, names in lower case (as ASGI gives them)."""
+
+
+LABEL_NAMES = (
+    "model",
+    "team_alias",
+    "provider",
+    "response_model",
+    "model_id",
+    "api_key_alias",
+    "hashed_api_key",
+    "client",
+)
+"""All labels that token series can carry, in their order."""
 
 
 class Route(StrEnum):
@@ -110,6 +125,7 @@ class UpstreamFault(StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     STALE_CONNECTION = "stale_connection"
     CONNECTION_LOST = "connection_lost"
+    MALFORMED_REQUEST = "malformed_request"
     MALFORMED_RESPONSE = "malformed_response"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
     IDLE_TIMEOUT = "idle_timeout"
@@ -236,8 +252,9 @@ class Exchange:
 class Tap(Protocol):
     """Reads one response as its bytes pass."""
 
-    first_token_seen: bool
-    """True from the first streamed piece of content on."""
+    @property
+    def first_token_seen(self) -> bool:
+        """True from the first streamed piece of content on."""
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -257,6 +274,19 @@ class RequestReader(Protocol):
 
     def facts(self) -> RequestFacts:
         """Say what was learned so far."""
+
+
+class Accounts(Protocol):
+    """Takes what the relay has to say; `app` hands one to the relay. Nothing here may block."""
+
+    def begin(self, route: Route) -> None:
+        """Note that a request has come."""
+
+    def submit(self, exchange: Exchange) -> None:
+        """Take an exchange at its end, once for each `begin`."""
+
+    def contain(self, room: str, exc: Exception) -> None:
+        """Note a fault that was kept from reaching a response."""
 
 
 class Observer(Protocol):

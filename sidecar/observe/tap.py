@@ -66,7 +66,7 @@ _DIALECTS = {
 class _JsonReader:
     """Keeps a JSON body until it is whole."""
 
-    first_token_seen = False
+    first_token_seen: bool = False
 
     def __init__(self, dialect: _DialectReading) -> None:
         self._read_message = dialect.read_message
@@ -149,7 +149,7 @@ class _Decoded:
 class _Nothing:
     """Reads nothing, because there is nothing to read."""
 
-    first_token_seen = False
+    first_token_seen: bool = False
 
     def __init__(self, status: Status, fault: str) -> None:
         self._observation = Observation(status, fault=fault)

@@ -1,0 +1,303 @@
+"""The ledger: takes each exchange at its end and counts it.
+
+`submit` resolves the names of a label set once and keeps the series that go with it, so that
+counting an exchange whose labels are known costs a few additions. It runs in the event loop,
+never waits, and may raise: the relay contains that, and `contain` counts it.
+
+Labels come from what a client or an upstream says, and both can say anything. Names are taken
+only from a 2xx answer, so that refused requests make no series; each label keeps its first N
+values, all of them together M series, and what comes later is counted under `other`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sidecar.account.identity import NO_TEAM, UNKNOWN, key_hash, named_in
+from sidecar.account.metrics import Metrics
+from sidecar.account.store import Value
+from sidecar.exchange import (
+    LABEL_NAMES,
+    End,
+    Exchange,
+    InputClass,
+    Observation,
+    Outcome,
+    RequestFacts,
+    Route,
+    Status,
+    UpstreamFault,
+    header,
+)
+
+__all__ = ["Ledger", "provider_of"]
+
+logger = logging.getLogger("sidecar.account")
+
+OTHER = "other"
+_MAX_VALUE_CHARS = 200
+_METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+)
+_CLIENT = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})/v?(\d{1,6})")
+
+
+class Teams(Protocol):
+    """A map from key hashes to teams."""
+
+    def team_of(self, hashed: str) -> str | None:
+        """Return the team of a key; None if it is not known."""
+
+
+def provider_of(exchange: Exchange, observation: Observation) -> str:
+    """Tell which provider answered: from the answer's id, its model, LiteLLM's model name."""
+    message_id = observation.message_id or ""
+    if message_id.startswith("msg_bdrk_"):
+        return "bedrock"
+    if message_id.startswith("msg_vrtx_"):
+        return "vertex_ai"
+    name = (header(exchange.response_headers, b"x-litellm-model-name") or b"").decode("latin-1")
+    prefix = name.partition("/")[0]
+    if prefix in ("anthropic", "azure_ai", "bedrock", "vertex_ai"):
+        return prefix
+    model = observation.response_model or name
+    # The ways of Bedrock (`us.anthropic.…-v1:0`, ARNs) and Vertex AI (`…@20250929`) to spell.
+    if "anthropic." in model or model.startswith("arn:aws"):
+        return "bedrock"
+    if "@" in model:
+        return "vertex_ai"
+    # LiteLLM makes up ids of its own for models that it translates: `msg_` and a UUID.
+    return "anthropic" if re.match(r"msg_0\w{20,}$", message_id) else UNKNOWN
+
+
+def _client_of(exchange: Exchange) -> str:
+    """Name the client and its major version, from its User-Agent."""
+    agent = (header(exchange.request_headers, b"user-agent") or b"").decode("latin-1")
+    match = _CLIENT.match(agent)
+    return f"{match[1].lower()}/{match[2]}" if match else UNKNOWN
+
+
+def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
+    return lambda exchange, _: named_in(exchange.response_headers, name) or UNKNOWN
+
+
+_LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
+    "provider": provider_of,
+    "response_model": lambda _, observation: observation.response_model or UNKNOWN,
+    "model_id": _header_label(b"x-litellm-model-id"),
+    "api_key_alias": _header_label(b"x-litellm-key-alias"),
+    "hashed_api_key": lambda exchange, _: key_hash(exchange.request_headers) or UNKNOWN,
+    "client": lambda exchange, _: _client_of(exchange),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The series of one label set; all of them exist from its first sight on."""
+
+    inputs: tuple[Value, ...]
+    output: Value
+    responses: dict[Outcome, Value]
+    compat: tuple[Value, ...] | None
+    """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+
+
+class Ledger:
+    """Counts exchanges.
+
+    Args:
+        metrics: what is counted; it says which labels token series carry, from `LABEL_NAMES`.
+        outcome_of: says what the prompt cache did for an answer.
+        teams: a map from key hashes to teams; None without one.
+        max_label_values: how many values each label keeps.
+        max_series: how many series the label sets may make in all.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        outcome_of: Callable[[Observation, RequestFacts], Outcome],
+        *,
+        teams: Teams | None = None,
+        max_label_values: int = 200,
+        max_series: int = 50_000,
+    ) -> None:
+        self._metrics = metrics
+        self._outcome_of = outcome_of
+        self._teams = teams
+        self._max_label_values = max_label_values
+        self._max_series = max_series
+        # The compatible names need model and team, whichever labels are switched on.
+        self._names_kept = tuple(
+            label
+            for label in LABEL_NAMES
+            if label in ("model", "team_alias") or label in metrics.labels
+        )
+        self._others = [(label, _LABELS[label]) for label in self._names_kept[2:]]
+        self._values: dict[str, set[str]] = {label: {UNKNOWN} for label in LABEL_NAMES}
+        self._values["team_alias"].add(NO_TEAM)
+        self._series: dict[tuple[str, ...], _Series] = {}
+        self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat)
+        self._series_made = 0
+        self._overflowed: set[str] = set()
+        self._seen_faults: set[tuple[str, str]] = set()
+        self.submitted = 0
+        """How many exchanges were taken."""
+        self._observations: dict[tuple[Route, str], dict[Status, Value]] = {}
+        # What is known beforehand exists at zero from the start.
+        self._observed(Route.MESSAGES, UNKNOWN)
+        metrics.client_disconnects.child(Route.MESSAGES)
+        for fault in UpstreamFault:
+            metrics.upstream_failures.child(fault)
+        for room in ("proxy", "observe", "account"):
+            metrics.internal_errors.child(room)
+        for label in (*self._names_kept, "series"):
+            metrics.label_overflows.child(label)
+
+    def begin(self, route: Route) -> None:
+        """Note that a request has come."""
+        self._metrics.http_in_flight.child(route).value += 1
+
+    def submit(self, exchange: Exchange) -> None:
+        """Count an exchange at its end."""
+        metrics = self._metrics
+        route = exchange.route
+        self.submitted += 1
+        metrics.http_in_flight.child(route).value -= 1
+        observation = exchange.observation
+        left = exchange.end is End.CLIENT_LEFT and (
+            # Some clients close a stream at its last event, before its last byte.
+            observation is None or observation.status is not Status.COMPLETE
+        )
+        method = exchange.method if exchange.method in _METHODS else OTHER
+        code = "499" if left else str(exchange.status_code)
+        metrics.http_requests.child(route, method, code).value += 1
+        if left:
+            metrics.client_disconnects.child(route).value += 1
+        metrics.http_duration.child(route).observe(exchange.duration_s)
+        metrics.overhead.child(route).observe(exchange.overhead_s)
+        if exchange.first_byte_s is not None:
+            metrics.first_byte.child(route).observe(exchange.first_byte_s)
+        if exchange.first_token_s is not None:
+            metrics.first_token.child(route).observe(exchange.first_token_s)
+        if exchange.upstream_fault is not None:
+            metrics.upstream_failures.child(exchange.upstream_fault).value += 1
+        if observation is not None:
+            self._record(exchange, observation)
+
+    def contain(self, room: str, exc: Exception) -> None:
+        """Count a fault that was kept from reaching a response; log the first of each kind."""
+        self._metrics.internal_errors.child(room).value += 1
+        kind = (room, type(exc).__name__)
+        if kind not in self._seen_faults and len(self._seen_faults) < 100:
+            self._seen_faults.add(kind)
+            # The traceback names code; the message could quote a body.
+            logger.error(
+                "internal_error",
+                extra={"room": room, "exception": kind[1], "where": _where(exc)},
+            )
+
+    def _record(self, exchange: Exchange, observation: Observation) -> None:
+        """Count what an observed answer said."""
+        metrics = self._metrics
+        if not 200 <= exchange.status_code < 300:
+            # A refused request may name any model: only a name that is known is taken.
+            model = exchange.facts.model
+            known = model if model is not None and model in self._values["model"] else UNKNOWN
+            self._observed(exchange.route, known)[observation.status].value += 1
+            return
+        names = self._names(exchange, observation)
+        series = self._series.get(names) or self._admit(names)
+        self._observed(exchange.route, names[0])[observation.status].value += 1
+        usage = observation.usage
+        for child, tokens in zip(series.inputs, usage.input_classes(), strict=True):
+            child.value += tokens
+        series.output.value += usage.output_tokens or 0
+        outcome = self._outcome_of(observation, exchange.facts)
+        series.responses[outcome].value += 1
+        if series.compat is not None:
+            cached_tokens, hits, misses = series.compat
+            cached_tokens.value += usage.read_tokens
+            if outcome is Outcome.HIT:
+                hits.value += 1
+            elif outcome in (Outcome.WRITE, Outcome.NOT_CACHED):
+                misses.value += 1
+
+    def _observed(self, route: Route, model: str) -> dict[Status, Value]:
+        """Return the series of what could be read, by status."""
+        found = self._observations.get((route, model))
+        if found is None:
+            family = self._metrics.observations
+            found = {status: family.child(route, model, status) for status in Status}
+            self._observations[route, model] = found
+        return found
+
+    def _names(self, exchange: Exchange, observation: Observation) -> tuple[str, ...]:
+        """Resolve model and team, and then the other labels that are switched on."""
+        return (
+            self._kept("model", exchange.facts.model or UNKNOWN),
+            self._kept("team_alias", self._team_of(exchange)),
+            *[self._kept(label, read(exchange, observation)) for label, read in self._others],
+        )
+
+    def _team_of(self, exchange: Exchange) -> str:
+        named = named_in(exchange.response_headers, b"x-litellm-team-alias")
+        if named is not None:
+            return named
+        if self._teams is not None:
+            hashed = key_hash(exchange.request_headers)
+            if hashed is not None:
+                return self._teams.team_of(hashed) or UNKNOWN
+        return UNKNOWN
+
+    def _kept(self, label: str, value: str) -> str:
+        """Keep a value of a label, or count it under `other`."""
+        values = self._values[label]
+        if value in values:
+            return value
+        if len(values) < self._max_label_values and len(value) <= _MAX_VALUE_CHARS:
+            values.add(value)
+            return value
+        self._overflow(label)
+        return OTHER
+
+    def _admit(self, names: tuple[str, ...]) -> _Series:
+        """Make the series of a label set; past the limit, take the one that stands for all."""
+        if self._series_made + self._series_each > self._max_series:
+            self._overflow("series")
+            names = (OTHER,) * len(names)
+            if names in self._series:
+                return self._series[names]
+        metrics = self._metrics
+        named = dict(zip(self._names_kept, names, strict=True))
+        values = [named[label] for label in metrics.labels]
+        model, team = names[:2]
+        series = self._series[names] = _Series(
+            inputs=tuple(metrics.input_tokens.child(*values, kind) for kind in InputClass),
+            output=metrics.output_tokens.child(*values),
+            responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
+            compat=tuple(family.child(model, model, team) for family in metrics.compat) or None,
+        )
+        self._series_made += self._series_each
+        return series
+
+    def _overflow(self, label: str) -> None:
+        self._metrics.label_overflows.child(label).value += 1
+        if label not in self._overflowed:
+            self._overflowed.add(label)
+            logger.warning("label_overflow", extra={"label": label})
+
+
+def _where(exc: Exception) -> str:
+    """Name the place that raised, as `file:line`."""
+    traceback = exc.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return ""
+    return f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"

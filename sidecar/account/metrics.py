@@ -1,0 +1,153 @@
+"""The metrics of the sidecar: every name, label and help text in one place.
+
+Renaming or relabelling anything here breaks somebody's dashboards; a golden file in the tests
+holds it still. Names follow prometheus.io/docs/practices/naming.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+
+from sidecar import __version__
+from sidecar.account.store import Family, Store, Value
+
+__all__ = ["Metrics"]
+
+PREFIX = "litellm_sidecar_"
+
+# Edges lie on values that people put into objectives; an answer may take ten minutes.
+_DURATION_EDGES = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_FIRST_EDGES = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600)
+_OVERHEAD_EDGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+
+
+class Metrics:
+    """All families of one sidecar, on a store of their own.
+
+    Args:
+        labels: names of the labels that token series carry.
+        compat: whether LiteLLM's own three names are exported.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(self, labels: Sequence[str], *, compat: bool, clock: Callable[[], float]) -> None:
+        self.store = store = Store(clock)
+        self.labels = labels = tuple(labels)
+        self.input_tokens = store.counter(
+            f"{PREFIX}input_tokens",
+            "Prompt tokens by what the provider's prompt cache did with them, as the usage of "
+            "2xx answers says; the classes are disjoint and their sum is the whole prompt.",
+            (*labels, "cache"),
+        )
+        self.output_tokens = store.counter(
+            f"{PREFIX}output_tokens",
+            "Tokens generated, as the usage of 2xx answers says; of a broken stream what was "
+            "said before it broke.",
+            labels,
+        )
+        self.responses = store.counter(
+            f"{PREFIX}responses",
+            "2xx answers on observed routes by what the prompt cache did: hit, write, "
+            "not_cached (asked for, nothing read or written), not_asked, unreported (no cache "
+            "field in the answer), unknown (the request could not be read).",
+            (*labels, "outcome"),
+        )
+        self.observations = store.counter(
+            f"{PREFIX}observations",
+            "Exchanges on observed routes by what could be read of the answer: complete, "
+            "partial, missing, invalid, oversized, encoded, error.",
+            ("route", "model", "status"),
+        )
+        self.http_requests = store.counter(
+            f"{PREFIX}http_requests",
+            "Requests relayed, by the status code sent; 499 where the client left first.",
+            ("route", "method", "code"),
+        )
+        self.http_in_flight = store.gauge(
+            f"{PREFIX}http_requests_in_flight", "Requests being relayed.", ("route",)
+        )
+        self.http_duration = store.histogram(
+            f"{PREFIX}http_request_duration_seconds",
+            "Time from a request's head to the end of its answer.",
+            ("route",),
+            _DURATION_EDGES,
+        )
+        self.first_byte = store.histogram(
+            f"{PREFIX}time_to_first_byte_seconds",
+            "Time from a request's head to the head of LiteLLM's answer.",
+            ("route",),
+            _FIRST_EDGES,
+        )
+        self.first_token = store.histogram(
+            f"{PREFIX}time_to_first_token_seconds",
+            "Time from a request's head to the first content of a streamed answer.",
+            ("route",),
+            _FIRST_EDGES,
+        )
+        self.overhead = store.histogram(
+            f"{PREFIX}overhead_seconds",
+            "Time that the sidecar itself added to an exchange: before the request went on, "
+            "before the answer's head went on, and at the end; waiting is left out.",
+            ("route",),
+            _OVERHEAD_EDGES,
+        )
+        self.upstream_failures = store.counter(
+            f"{PREFIX}upstream_failures",
+            "Exchanges in which LiteLLM gave no answer or broke off, by reason.",
+            ("reason",),
+        )
+        self.client_disconnects = store.counter(
+            f"{PREFIX}client_disconnects",
+            "Exchanges that the client left before their end.",
+            ("route",),
+        )
+        self.label_overflows = store.counter(
+            f"{PREFIX}label_overflows",
+            "Exchanges counted under other because a label had reached its limit of values, "
+            "or all labels together their limit of series (label=series).",
+            ("label",),
+        )
+        self.internal_errors = store.counter(
+            f"{PREFIX}internal_errors",
+            "Faults of the sidecar that were kept from reaching a response, by where.",
+            ("room",),
+        )
+        self.team_file_reloads = store.counter(
+            f"{PREFIX}team_file_reloads",
+            "Readings of the key-to-team file by result; a failed one keeps the old map.",
+            ("result",),
+        )
+        self.team_file_success = store.gauge(
+            f"{PREFIX}team_file_last_success_timestamp_seconds",
+            "When the key-to-team file was last read, in Unix time.",
+        )
+        build = store.gauge(
+            f"{PREFIX}build_info",
+            "Always 1; the version of the sidecar and of its interpreter.",
+            ("version", "python"),
+        )
+        build.child(__version__, platform.python_version()).add(1)
+        # Names that LiteLLM itself exports. There they count LiteLLM's own response cache.
+        compat_labels = ("model", "requested_model", "team_alias")
+        self.compat: tuple[Family[Value], ...] = ()
+        """LiteLLM's own names: cached tokens, hits, misses; empty where they are off."""
+        if compat:
+            self.compat = (
+                store.counter(
+                    "litellm_cached_tokens_metric",
+                    "Prompt tokens read from the provider prompt cache, counted by the sidecar.",
+                    compat_labels,
+                ),
+                store.counter(
+                    "litellm_cache_hits_metric",
+                    "Answers that read from the provider prompt cache, counted by the sidecar.",
+                    compat_labels,
+                ),
+                store.counter(
+                    "litellm_cache_misses_metric",
+                    "Answers that asked for the provider prompt cache, or wrote to it, and "
+                    "read nothing, counted by the sidecar.",
+                    compat_labels,
+                ),
+            )

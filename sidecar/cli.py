@@ -1,0 +1,206 @@
+"""The command line: what an operator types, and the exit codes that come back.
+
+0 is a clean end, 1 a failure at run time or of a socket, 2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import uvloop
+
+from sidecar import __version__
+from sidecar.app import Sidecar
+from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
+from sidecar.errors import ConfigError, SidecarError, StartError
+from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
+from sidecar.lifecycle import Lifecycle
+from sidecar.logs import set_up_logging
+from sidecar.observe.tap import outcome_of, tap_for
+from sidecar.proxy.routes import classify
+
+__all__ = ["main"]
+
+logger = logging.getLogger("sidecar")
+
+T = TypeVar("T")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sidecar")
+def cli() -> None:
+    """Count the provider's prompt cache in front of LiteLLM.
+
+    Settings come from the environment, as SIDECAR_… variables; `sidecar check` shows them.
+    """
+
+
+@cli.command()
+def serve() -> None:
+    """Relay requests to LiteLLM and serve metrics, until SIGTERM or Ctrl-C."""
+    settings = load_settings()
+    set_up_logging(settings.log_level)
+    for warning in unknown_settings(os.environ):
+        logger.warning("unknown_setting", extra={"detail": warning})
+    _run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    lifecycle = Lifecycle(Sidecar(settings))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lifecycle.stop, number)
+    await lifecycle.run()
+    logger.info("stopped")
+
+
+@cli.command()
+def check() -> None:
+    """Check the settings and whether LiteLLM answers, and show both."""
+    settings = load_settings()
+    sidecar = Sidecar(settings)
+    for name in Settings.model_fields:
+        click.echo(f"{PREFIX}{name.upper()}={_shown(getattr(settings, name))}")
+    for warning in unknown_settings(os.environ):
+        click.echo(f"warning: {warning}", err=True)
+
+    async def probe() -> str | None:
+        sidecar.readiness.started = True
+        try:
+            return await sidecar.readiness.reason()
+        finally:
+            await sidecar.aclose()
+
+    reason = _run(probe())
+    if reason is not None:
+        raise StartError(f"the settings are sound, but LiteLLM does not answer: {reason}")
+    click.echo(f"ok: LiteLLM answers at {settings.upstream}")
+
+
+@cli.command()
+@click.option("--ready", is_flag=True, help="Ask /readyz instead of /healthz.")
+def healthcheck(ready: bool) -> None:
+    """Ask a running sidecar how it is; for probes that run a command."""
+    settings = load_settings()
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.admin_host, settings.admin_host)  # noqa: S104
+    url = f"http://{host}:{settings.admin_port}/{'readyz' if ready else 'healthz'}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as response:
+            click.echo(response.read().decode().strip())
+    except urllib.error.HTTPError as exc:
+        raise StartError(
+            f"{url}: {exc.code} {exc.read().decode(errors='replace').strip()}"
+        ) from None
+    except OSError as exc:
+        raise StartError(f"{url}: {exc}") from None
+
+
+@cli.command()
+@click.option("--route", default="/v1/messages", show_default=True, help="Path it was asked for.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+def inspect(route: str, as_json: bool, files: tuple[Path, ...]) -> None:
+    """Say what would be counted for recorded response bodies (.json or .sse)."""
+    info = classify("POST", route)
+    if info.dialect is None:
+        raise click.BadParameter(f"{route} is not an observed route", param_hint="--route")
+    for path in files:
+        sse = path.suffix == ".sse"
+        kind = b"text/event-stream" if sse else b"application/json"
+        tap = tap_for(info.dialect, 200, [(b"content-type", kind)])
+        with path.open("rb") as body:
+            while chunk := body.read(64 * 1024):
+                tap.feed(chunk)
+        observation = tap.finish(End.COMPLETE)
+        outcome = _outcome(observation)
+        if as_json:
+            click.echo(json.dumps(_inspected(path, observation, outcome)))
+        else:
+            _print_inspected(path, observation, outcome)
+
+
+def _outcome(observation: Observation) -> Outcome | None:
+    """Say the outcome of a recorded answer, whose request is not at hand."""
+    if observation.status is Status.ERROR:
+        return None
+    return outcome_of(observation, RequestFacts())
+
+
+def _inspected(path: Path, observation: Observation, outcome: Outcome | None) -> dict[str, object]:
+    usage = observation.usage
+    names = (
+        "input_tokens",
+        "output_tokens",
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "ephemeral_5m_input_tokens",
+        "ephemeral_1h_input_tokens",
+    )
+    return {
+        "file": str(path),
+        "status": observation.status.value,
+        "outcome": outcome.value if outcome else None,
+        "usage": {name: getattr(usage, name) for name in names},
+    }
+
+
+def _print_inspected(path: Path, observation: Observation, outcome: Outcome | None) -> None:
+    fault = f" ({observation.fault})" if observation.fault else ""
+    click.echo(f"{path}: {observation.status.value}{fault}, outcome {outcome or 'none'}")
+    uncached, read, write_5m, write_1h, write_unknown = observation.usage.input_classes()
+    click.echo(
+        f"  input: uncached {uncached}, read {read}, write_5m {write_5m}, write_1h {write_1h}, "
+        f"write_unknown {write_unknown}; output {observation.usage.output_tokens or 0}"
+    )
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="End after one round; exit 0 only if counts are true.")
+def demo(once: bool) -> None:
+    """Run the sidecar before an embedded stand-in provider, and compare its counts."""
+    from sidecar.demo.run import run_demo  # not a part of what a pod runs
+
+    raise SystemExit(_run(run_demo(once=once)))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        cli(standalone_mode=False)
+    except ConfigError as error:
+        for fault in error.faults:
+            click.echo(f"sidecar: {fault}", err=True)
+        sys.exit(2)
+    except SidecarError as error:
+        click.echo(f"sidecar: {error}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

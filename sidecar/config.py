@@ -1,0 +1,237 @@
+"""Settings, from the environment, read once and frozen.
+
+Every fault is found in one go and named with what is allowed, so that a pod that will not
+start is mended in one step. The README's table is generated from the fields below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sidecar.errors import ConfigError
+from sidecar.exchange import LABEL_NAMES
+
+__all__ = ["PREFIX", "Settings", "load_settings", "unknown_settings"]
+
+PREFIX = "SIDECAR_"
+
+_Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+_Port = Annotated[int, Field(ge=0, le=65_535)]
+_Network = IPv4Network | IPv6Network
+
+
+def _setting(default: Any, description: str, allowed: str, *, shown: str = "") -> Any:
+    """Describe a setting: what it is for, and what it may be, in words."""
+    extra: dict[str, Any] = {"allowed": allowed, "shown": shown}
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+class Settings(BaseSettings):
+    """All settings of the sidecar."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    upstream: str = _setting(
+        "http://127.0.0.1:4000",
+        "LiteLLM's address.",
+        "http://HOST:PORT or https://HOST:PORT, without a path",
+    )
+    upstream_ca_file: Path | None = _setting(
+        None,
+        "Certificates that an https upstream is checked against; the system's if unset.",
+        "the path of a PEM file",
+    )
+    host: str = _setting(
+        "127.0.0.1", "Where clients connect.", "an address to listen on; 0.0.0.0 or :: for all"
+    )
+    port: _Port = _setting(4001, "Port for clients.", "0 to 65535; 0 picks a free one")
+    admin_host: str = _setting(
+        "127.0.0.1",
+        "Where metrics and probes are asked for.",
+        "an address to listen on; 0.0.0.0 or :: for all",
+    )
+    admin_port: _Port = _setting(
+        4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
+    )
+    labels: Annotated[tuple[str, ...], NoDecode] = _setting(
+        ("model", "team_alias", "provider"),
+        "Labels of the token and response series.",
+        f"a comma-separated choice of {', '.join(LABEL_NAMES)}",
+    )
+    max_label_values: Annotated[int, Field(ge=1, le=100_000)] = _setting(
+        200, "Values kept for each label; later ones are counted under `other`.", "1 to 100000"
+    )
+    max_series: Annotated[int, Field(ge=100, le=1_000_000)] = _setting(
+        50_000,
+        "Token and response series kept in all; later label sets are counted under `other`.",
+        "100 to 1000000",
+    )
+    compat: Literal["v1.83", "off"] = _setting(
+        "v1.83",
+        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics.",
+        "v1.83 or off",
+    )
+    team_file: Path | None = _setting(
+        None,
+        "File that maps sha256 key hashes to team aliases; read again when it changes.",
+        "the path of a JSON or YAML file",
+    )
+    trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
+        (ip_network("127.0.0.0/8"), ip_network("::1/128")),
+        "Peers whose X-Forwarded-* headers are believed; the twin of uvicorn's "
+        "FORWARDED_ALLOW_IPS.",
+        "a comma-separated list of networks such as 10.0.0.0/8, or * for all",
+        shown="127.0.0.0/8,::1/128",
+    )
+    max_request_body_bytes: Annotated[int, Field(ge=0)] = _setting(
+        0, "Longest request that is passed on; longer ones get 413.", "bytes; 0 for no limit"
+    )
+    max_request_capture_bytes: Annotated[int, Field(ge=0, le=1 << 30)] = _setting(
+        32 * 1024 * 1024,
+        "Longest request whose model is read. Anthropic's own limit is 32 MB.",
+        "bytes, 0 to 1073741824",
+    )
+    connect_timeout_s: _Seconds = _setting(
+        5.0, "Time for a connection to LiteLLM; then 504.", "seconds; 0 for no limit"
+    )
+    first_byte_timeout_s: _Seconds = _setting(
+        0.0,
+        "Time from the end of a request to the head of its answer; then 504.",
+        "seconds; 0 for no limit",
+    )
+    idle_timeout_s: _Seconds = _setting(
+        0.0,
+        "Time between two pieces of an answer; then it is cut.",
+        "seconds; 0 for no limit",
+    )
+    keep_alive_timeout_s: Annotated[int, Field(ge=1, le=86_400)] = _setting(
+        75,
+        "How long an idle client connection is kept. Longer than the load balancer's.",
+        "whole seconds, 1 to 86400",
+    )
+    drain_delay_s: _Seconds = _setting(
+        5.0,
+        "After SIGTERM, how long requests are still accepted while /readyz says 503.",
+        "seconds",
+    )
+    drain_timeout_s: _Seconds = _setting(
+        60.0, "After that, how long running answers may take before they are cut.", "seconds"
+    )
+    final_scrape_wait_s: _Seconds = _setting(
+        20.0,
+        "After that, how long to wait for a last scrape, if Prometheus scraped lately.",
+        "seconds",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "Least severity that is logged.", "debug, info, warning or error"
+    )
+
+    @field_validator("upstream", mode="after")
+    @classmethod
+    def _check_upstream(cls, value: str) -> str:
+        parts = urlsplit(value)
+        bare = parts.path in ("", "/") and not parts.query and not parts.fragment
+        named = parts.hostname and "@" not in parts.netloc
+        if parts.scheme not in ("http", "https") or not named or not bare:
+            raise ValueError("not an address")
+        _ = parts.port  # raises ValueError if it is no port
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = {name.strip() for name in value.split(",") if name.strip()}
+            unknown = sorted(names - set(LABEL_NAMES))
+            if unknown or not names:
+                raise ValueError(f"unknown: {', '.join(unknown)}")
+            # One order for all, whatever was written: a permutation is no change.
+            return tuple(name for name in LABEL_NAMES if name in names)
+        return value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            text = value.replace("*", "0.0.0.0/0,::/0")
+            return tuple(
+                ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip()
+            )
+        return value
+
+    @field_validator("upstream_ca_file", "team_file", mode="after")
+    @classmethod
+    def _check_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("no such file")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigError: with all faults, each naming the setting, its value and what is allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        raise ConfigError([_fault(error) for error in exc.errors()]) from None
+
+
+def _fault(error: Any) -> str:
+    name = str(error["loc"][0])
+    field = Settings.model_fields[name]
+    value = os.environ.get(PREFIX + name.upper(), "")
+    fault = f"{PREFIX}{name.upper()}={_masked(value)!r} must be {allowed(field)}"
+    if error["type"] == "value_error" and (reason := str(error["ctx"]["error"])):
+        fault += f" ({_masked(reason)})"
+    if re.match(r"tcp://[\d.]+:\d+$", value):
+        fault += (
+            "; Kubernetes sets this variable for a Service named `sidecar`: set "
+            "enableServiceLinks: false in the pod"
+        )
+    return fault
+
+
+def allowed(field: FieldInfo) -> str:
+    """Say in words what a setting may be."""
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra["allowed"])
+
+
+def _masked(value: str) -> str:
+    """Hide what may be a secret: the user part of a URL, and anything that looks like a key."""
+    value = re.sub(r"//[^/@\s]*@", "//***@", value)
+    return re.sub(r"sk-[\w-]+", "sk-***", value)
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """Name the variables with our prefix that mean nothing, with a guess at what was meant."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    # What Kubernetes sets for a Service named `sidecar`, and compose for one of that name.
+    links = re.compile(rf"{PREFIX}(SERVICE_|PORT_\d|ADMIN_SERVICE_|ADMIN_PORT_\d)")
+    warnings = []
+    for name in sorted(environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not links.match(name):
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            warnings.append(f"{name} is not a setting{hint}")
+    return warnings

@@ -1,0 +1,218 @@
+"""Starting, serving and stopping: two servers in one loop, and the order of their end.
+
+The order of a stop, which `Lifecycle.run` goes through from top to bottom: `/readyz` says 503,
+requests are still taken for a while, then no more are; running answers may end, and are cut
+when their time is up; a last scrape fetches the final counts; the admin port goes last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from sidecar.app import Sidecar
+from sidecar.errors import StartError
+
+__all__ = ["Lifecycle"]
+
+logger = logging.getLogger("sidecar")
+
+_SCRAPED_LATELY_S = 120.0
+"""A scraper that was not seen for this long is not waited for."""
+_CANCELLED_TASKS_S = 2.0
+"""How long tasks that were cut may take to account for their exchanges."""
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to us: two of them in one loop would take them
+    from each other, and raise them again at the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Lifecycle:
+    """Runs one sidecar from its sockets to its end."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        settings = sidecar.settings
+        self._sidecar = sidecar
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._signal: signal.Signals | None = None
+        # Both are bound before either serves: a port that is taken must be known at once.
+        self._data_socket = _bind(settings.host, settings.port, "PORT")
+        try:
+            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_PORT")
+        except StartError:
+            self._data_socket.close()
+            raise
+        self.port: int = self._data_socket.getsockname()[1]
+        self.admin_port: int = self._admin_socket.getsockname()[1]
+        self.serving = asyncio.Event()
+        """Set when both ports answer."""
+
+    def stop(self, received: signal.Signals | None = None) -> None:
+        """Begin to stop; a second call stops at once."""
+        if self._stop.is_set():
+            self._now.set()
+        self._signal = self._signal or received
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until stopped.
+
+        Raises:
+            StartError: a server ended by itself.
+        """
+        sidecar, settings = self._sidecar, self._settings
+        data = _server(
+            sidecar.relay,
+            keep_alive_s=settings.keep_alive_timeout_s,
+            drain_s=settings.drain_timeout_s,
+        )
+        admin = _server(sidecar.admin, keep_alive_s=settings.keep_alive_timeout_s, drain_s=1)
+        data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
+        admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
+        watch_task = asyncio.create_task(sidecar.watch())
+        try:
+            while not (data.started and admin.started):
+                await asyncio.sleep(0.01)
+                _check_alive(data_task, admin_task)
+            sidecar.readiness.started = True
+            self.serving.set()
+            logger.info(
+                "serving",
+                extra={
+                    "address": f"{settings.host}:{self.port}",
+                    "admin": f"{settings.admin_host}:{self.admin_port}",
+                    "upstream": settings.upstream,
+                },
+            )
+            await _first(self._stop.wait(), data_task, admin_task)
+            _check_alive(data_task, admin_task)
+            await self._drain(data, data_task)
+        finally:
+            self._now.set()
+            for server in (data, admin):
+                server.should_exit = True
+            await asyncio.gather(data_task, admin_task, return_exceptions=True)
+            watch_task.cancel()
+            await sidecar.aclose()
+
+    async def _drain(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
+        settings = self._settings
+        terminated = self._signal is signal.SIGTERM
+        self._sidecar.readiness.draining = True
+        logger.info("draining", extra={"signal": self._signal.name if self._signal else None})
+        if terminated:
+            await self._pause(settings.drain_delay_s)
+        running = set(data.server_state.tasks)
+        data.should_exit = True
+        await _first(data_task, self._now.wait())
+        if not data_task.done():
+            data.force_exit = True
+        await data_task
+        cut = {task for task in data.server_state.tasks if not task.done()}
+        for task in cut:
+            task.cancel()
+        if cut:
+            # uvicorn does not wait for the tasks that it cancels.
+            await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
+        ended_at = monotonic()
+        logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
+        if terminated:
+            await self._await_final_scrape(ended_at)
+
+    async def _await_final_scrape(self, ended_at: float) -> None:
+        """Wait for a scrape that shows every final count, if anybody scrapes."""
+        scrapes = self._sidecar.scrapes
+        if scrapes.last_at is None or ended_at - scrapes.last_at > _SCRAPED_LATELY_S:
+            return
+        deadline = ended_at + self._settings.final_scrape_wait_s
+        while not self._now.is_set() and monotonic() < deadline:
+            if scrapes.true_at is not None and scrapes.true_at >= ended_at:
+                logger.info("final_scrape")
+                return
+            await self._pause(0.05)
+        logger.warning("no_final_scrape", extra={"waited_s": self._settings.final_scrape_wait_s})
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless told to stop at once."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._now.wait(), seconds)
+
+
+def _server(app: ASGIApp, *, keep_alive_s: int, drain_s: float) -> _Server:
+    config = uvicorn.Config(
+        cast("Any", app),
+        http="httptools",
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        # `date` and `server` are the upstream's.
+        server_header=False,
+        date_header=False,
+        # uvicorn would rewrite the peer's address before we see it.
+        proxy_headers=False,
+        forwarded_allow_ips="",
+        workers=1,
+        backlog=_BACKLOG,
+        timeout_keep_alive=keep_alive_s,
+        # Annotated as an int, but only ever handed to asyncio.wait_for.
+        timeout_graceful_shutdown=cast("int", drain_s),
+    )
+    return _Server(config)
+
+
+def _bind(host: str, port: int, setting: str) -> socket.socket:
+    name = f"{host}:{port} (SIDECAR_{setting})"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as exc:
+        raise StartError(f"cannot listen on {name}: {exc.strerror}") from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(address)
+        # Two processes can bind one port with SO_REUSEADDR; only one can listen.
+        bound.listen(_BACKLOG)
+        bound.setblocking(False)
+    except OSError as exc:
+        bound.close()
+        hint = "; is another process using it?" if port else ""
+        raise StartError(f"cannot listen on {name}: {exc.strerror}{hint}") from None
+    return bound
+
+
+async def _first(*awaitables: Any) -> None:
+    """Wait for the first to end, without ending the tasks among the others."""
+    own = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    await asyncio.wait(own, return_when=asyncio.FIRST_COMPLETED)
+    for awaitable, task in zip(awaitables, own, strict=True):
+        if task is not awaitable:
+            task.cancel()
+
+
+def _check_alive(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        if task.done():
+            raise StartError(f"a server ended by itself: {task.exception()!r}")
