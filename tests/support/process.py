@@ -1,0 +1,101 @@
+"""Child processes of the test rig: free ports, readiness, the end of a whole process group.
+
+Contract: what is started here is ended here, by its own id, within a bounded time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["ManagedProcess", "ReadinessError", "free_port"]
+
+_LOG_TAIL_BYTES = 6000
+_POLL_S = 0.1
+_TERM_WAIT_S = 10.0
+_KILL_WAIT_S = 5.0
+
+
+class ReadinessError(RuntimeError):
+    """A child ended, or was not ready in time; the text has the end of its log."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that was free a moment ago; good enough for a child that cannot inherit a socket."""
+    with socket.create_server((host, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class ManagedProcess:
+    """One child in a process group of its own, its output in a file."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start the child.
+
+        Args:
+            command: program and arguments.
+            directory: its working directory.
+            log: where its output goes, both streams in one.
+            environment: all of its environment; nothing is inherited.
+        """
+        self.log = log
+        with log.open("wb") as output:
+            self._child = subprocess.Popen(
+                list(command),
+                cwd=directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The child's id, which is its group's id too."""
+        return self._child.pid
+
+    def wait_until(self, ready: Callable[[], bool], *, timeout_s: float) -> None:
+        """Poll until ready; the child is stopped when it is not.
+
+        Raises:
+            ReadinessError: with the end of the log.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            ended = self._child.poll()
+            if ended is not None or time.monotonic() > deadline:
+                self.stop()
+                what = f"ended with {ended}" if ended is not None else f"not ready in {timeout_s} s"
+                raise ReadinessError(f"{what}; {self.log} ends:\n{self.log_tail()}")
+            time.sleep(_POLL_S)
+
+    def log_tail(self) -> str:
+        """The last kilobytes of the log."""
+        return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def stop(self) -> None:
+        """Ask the group to end, then make it; waits some seconds at most."""
+        self._signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(_TERM_WAIT_S)
+        # Also when the leader has ended: a worker of it may still be there.
+        self._signal(signal.SIGKILL)
+        self._child.wait(_KILL_WAIT_S)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)

@@ -1,0 +1,200 @@
+"""A real Prometheus server on a loopback port that scrapes what a test names.
+
+Knows Prometheus's configuration file and its HTTP API; judges nothing that it scrapes.
+
+Contract: everything it writes is under the directory it is given, and the process group is ended
+when the context ends.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from tests.support.process import ManagedProcess, free_port
+
+__all__ = ["Prometheus", "find_prometheus"]
+
+_START_TIMEOUT_S = 30.0
+_REQUEST_TIMEOUT_S = 10.0
+
+Sample = tuple[dict[str, str], float]
+
+
+def find_prometheus() -> str | None:
+    """The `prometheus` program, or None where it is not installed."""
+    return shutil.which("prometheus")
+
+
+class Prometheus:
+    """One Prometheus; a context manager. It scrapes every second."""
+
+    def __init__(
+        self,
+        targets: Mapping[str, str | Sequence[str]],
+        directory: Path,
+        *,
+        rule_files: Sequence[Path] = (),
+        scrape_options: Mapping[str, Any] | None = None,
+        scrape_interval: str = "1s",
+    ) -> None:
+        """Say what to scrape; nothing is started or written yet.
+
+        Args:
+            targets: job name to one `host:port` or several, optionally with a path: `host:port/p`.
+            directory: existing and writable; configuration, log and storage go there.
+            rule_files: rules to evaluate, at the scrape interval.
+            scrape_options: added to every scrape job (`metric_relabel_configs` and the like).
+            scrape_interval: Prometheus's notation.
+        """
+        self.log = directory / "prometheus.log"
+        self._directory = directory
+        self._config = _config(targets, rule_files, scrape_options or {}, scrape_interval)
+        self._port = 0
+        self._process: ManagedProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Prometheus:
+        """Start, and wait until it is ready.
+
+        Raises:
+            ReadinessError: with the end of its log.
+        """
+        program = find_prometheus()
+        if program is None:
+            raise FileNotFoundError("prometheus is not installed")
+        config = self._directory / "prometheus.yml"
+        config.write_text(yaml.safe_dump(self._config))
+        self._port = free_port()
+        self._process = ManagedProcess(
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={self._directory / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{self._port}",
+                "--log.level=warn",
+            ],
+            directory=self._directory,
+            log=self.log,
+            environment={"PATH": "/usr/bin:/bin", "HOME": str(self._directory)},
+        )
+        self._process.wait_until(self._ready, timeout_s=_START_TIMEOUT_S)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        assert self._process is not None, "not started"
+        self._process.stop()
+
+    def query(self, expression: str) -> list[Sample]:
+        """Evaluate an instant query now.
+
+        Returns:
+            Labels (metric name as `__name__` included) and value of each row; a scalar is one row
+            without labels.
+
+        Raises:
+            ValueError: when Prometheus refuses the expression; with its words.
+        """
+        try:
+            data = self._api("/api/v1/query", {"query": expression})
+        except urllib.error.HTTPError as refused:
+            with refused:
+                raise ValueError(refused.read().decode(errors="replace")) from refused
+        result = data["result"]
+        if data["resultType"] == "scalar":
+            return [({}, float(result[1]))]
+        return [(dict(row["metric"]), float(row["value"][1])) for row in result]
+
+    def wait_for_scrapes(self, number: int, *, timeout_s: float = 30.0) -> None:
+        """Wait until every target was scraped successfully so many more times.
+
+        Raises:
+            TimeoutError: with the state of the targets.
+        """
+        deadline = time.monotonic() + timeout_s
+        seen: dict[str, set[str]] = {}
+        while True:
+            targets = self._api("/api/v1/targets", {"state": "active"})["activeTargets"]
+            for target in targets:
+                stamps = seen.setdefault(target["scrapeUrl"], {target["lastScrape"]})
+                if target["health"] == "up":
+                    stamps.add(target["lastScrape"])
+            # The first stamp of each target is of a scrape from before this call.
+            if targets and all(len(stamps) > number for stamps in seen.values()):
+                return
+            if time.monotonic() > deadline:
+                states = [(t["scrapeUrl"], t["health"], t["lastError"]) for t in targets]
+                raise TimeoutError(f"not scraped {number} times: {states}")
+            time.sleep(0.1)
+
+    def wait_for(self, expression: str, *, timeout_s: float = 30.0) -> list[Sample]:
+        """The first non-empty result of a query."""
+        deadline = time.monotonic() + timeout_s
+        while not (rows := self.query(expression)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no rows for {expression}")
+            time.sleep(0.2)
+        return rows
+
+    def _api(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(
+            f"{self.url}{path}?{query}", timeout=_REQUEST_TIMEOUT_S
+        ) as answer:
+            data: dict[str, Any] = json.load(answer)["data"]
+        return data
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(
+                f"{self.url}/-/ready", timeout=_REQUEST_TIMEOUT_S
+            ) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def _config(
+    targets: Mapping[str, str | Sequence[str]],
+    rule_files: Sequence[Path],
+    scrape_options: Mapping[str, Any],
+    scrape_interval: str,
+) -> dict[str, Any]:
+    jobs = []
+    for job, named in targets.items():
+        addresses = [named] if isinstance(named, str) else list(named)
+        path = next((a.partition("/")[2] for a in addresses if "/" in a), "metrics")
+        jobs.append(
+            {
+                "job_name": job,
+                "metrics_path": f"/{path}",
+                "static_configs": [{"targets": [a.partition("/")[0] for a in addresses]}],
+                **scrape_options,
+            }
+        )
+    interval = {"scrape_interval": scrape_interval, "evaluation_interval": scrape_interval}
+    return {
+        "global": {**interval, "scrape_timeout": scrape_interval},
+        "rule_files": [str(path) for path in rule_files],
+        "scrape_configs": jobs,
+    }
