@@ -41,13 +41,13 @@ litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run aga
 $(READY): requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python $(PIP) install --require-hashes -r requirements/dev.txt
+	$(BIN)/python $(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
 .litellm/%/.ready: requirements/litellm-%.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .litellm/$*
-	.litellm/$*/bin/python $(PIP) install --require-hashes -r $<
+	.litellm/$*/bin/python $(PIP) install --no-deps --require-hashes -r $<
 	@touch $@
 
 lock: ## Resolve the dependencies anew (needs uv).

@@ -204,7 +204,6 @@ class Ledger:
 
     def _record(self, exchange: Exchange, observation: Observation) -> None:
         """Count what an observed answer said."""
-        metrics = self._metrics
         if not 200 <= exchange.status_code < 300:
             # A refused request may name any model: only a name that is known is taken.
             model = exchange.facts.model
@@ -260,6 +259,7 @@ class Ledger:
         values = self._values[label]
         if value in values:
             return value
+        value = value.encode("utf-8", "replace").decode()  # JSON can carry half an emoji
         if len(values) < self._max_label_values and len(value) <= _MAX_VALUE_CHARS:
             values.add(value)
             return value

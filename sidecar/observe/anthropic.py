@@ -10,13 +10,13 @@ earlier one, field by field; nothing is added and no maximum is taken.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from sidecar.exchange import End, Observation, Status, Usage
+from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
 __all__ = ["NEEDLES", "StreamReading", "read_message"]
@@ -59,7 +59,7 @@ class _Envelope(msgspec.Struct):
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(_Envelope).decode
+_read_envelope = MemberReader(_Envelope).lenient
 
 
 def read_message(body: bytes, end: End) -> Observation:
@@ -220,21 +220,3 @@ class StreamReading:
             counts[field] = value
         else:
             self._faults.append(f"{field} is not a count")
-
-
-def _read_envelope(data: bytes) -> _Envelope | None:
-    """Decode the members that matter; None where this is not a JSON object."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return _decode(data)
-    except (msgspec.MsgspecError, RecursionError):
-        pass
-    # msgspec refuses lone surrogates, as in text that was cut inside an emoji, and NaN, also
-    # in members that it skips. The standard library takes both.
-    try:
-        decoded = json.loads(data.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(decoded, dict):
-        return None
-    return _Envelope(**{name: decoded.get(name) for name in _Envelope.__struct_fields__})

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from sidecar.exchange import RawHeaders, RequestFacts, header
+from sidecar.observe.members import MemberReader
 
 __all__ = ["BodyReader"]
 
@@ -44,7 +45,7 @@ class _Request(msgspec.Struct):
     stream: Any = None
 
 
-_decode = msgspec.json.Decoder(_Request).decode
+_members = MemberReader(_Request)
 
 
 class BodyReader:
@@ -91,18 +92,16 @@ class BodyReader:
         if self._scanner is None:
             body = b"".join(self._chunks)
             self._chunks.clear()
-            try:
-                request = _decode(body)
-            except (msgspec.MsgspecError, RecursionError):
-                # Lone surrogates and NaN, which LiteLLM's own decoder takes.
-                self._scanner = _Scanner()
-                for start in range(0, len(body), _STEP_BYTES):
-                    self._scanner.feed(body[start : start + _STEP_BYTES])
-                    yield
-            else:
+            request = _members.strict(body)
+            if request is not None:
                 asked = _CACHE_KEY in body and _CACHE_CONTROL.search(body) is not None
                 self._facts = _facts(request, asked)
                 return
+            # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
+            self._scanner = _Scanner()
+            for start in range(0, len(body), _STEP_BYTES):
+                self._scanner.feed(body[start : start + _STEP_BYTES])
+                yield
         self._facts = self._scanner.facts()
 
     def facts(self) -> RequestFacts:
@@ -165,13 +164,8 @@ class _Scanner:
     def facts(self) -> RequestFacts:
         if self._overflow or self._depth or self._in_string:
             return RequestFacts()
-        try:
-            top = self._top.decode("utf-8", "replace")
-            # Escapes of lone surrogates stand in strings that are not looked at.
-            request = _decode(re.sub(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}", "?", top).encode())
-        except (msgspec.MsgspecError, RecursionError):
-            return RequestFacts()
-        return _facts(request, self._asked)
+        request = _members.lenient(bytes(self._top))
+        return RequestFacts() if request is None else _facts(request, self._asked)
 
     def _rest_of_string(self, chunk: bytes) -> int:
         """Return where in the chunk the open string ends; the chunk's length if it does not."""

@@ -1,0 +1,346 @@
+"""What is read out of Anthropic's answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.exchange import End, Outcome, RequestFacts, Status, Usage
+from sidecar.observe.tap import outcome_of
+from tests.support.bodies import JSON, event, message, observe, stream
+
+
+def usage(**counts: int | None) -> dict[str, int | None]:
+    """Write a usage with the short names of its input side."""
+    names = {
+        "new": "input_tokens",
+        "out": "output_tokens",
+        "read": "cache_read_input_tokens",
+        "write": "cache_creation_input_tokens",
+    }
+    return {names[name]: count for name, count in counts.items()}
+
+
+SPLIT = {"cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 20}}
+
+
+def test_json_usage_is_read_as_it_stands() -> None:
+    """The counts of a JSON answer come out under the wire's own names."""
+    seen = observe(message(usage(new=7, out=16, read=2101, write=120) | SPLIT), JSON)
+    assert seen.status is Status.COMPLETE
+    assert seen.usage == Usage(7, 16, 2101, 120, 100, 20)
+    assert seen.usage.input_classes() == (7, 2101, 100, 20, 0)
+    assert seen.response_model == "claude-sonnet-4-5-20250929"
+    assert seen.message_id == "msg_01XFDUDYJgAACzvnptvVoYEL"
+
+
+@pytest.mark.parametrize(
+    ("start", "deltas", "stop", "expected"),
+    [
+        pytest.param(
+            usage(new=7, out=1, read=2101, write=0),
+            [usage(out=16)],
+            None,
+            Usage(7, 16, 2101, 0),
+            id="classic: input in the start, output in the delta",
+        ),
+        pytest.param(
+            usage(new=0, out=0),
+            [usage(new=7, out=16, read=5, write=3)],
+            None,
+            Usage(7, 16, 5, 3),
+            id="zeros in the start, truth in the delta",
+        ),
+        pytest.param(
+            usage(new=60385, out=1, read=55096, write=0),
+            [usage(new=612, out=400, read=0, write=0)],
+            None,
+            Usage(612, 400, 0, 0),
+            id="compaction lowers what the start said",
+        ),
+        pytest.param(
+            usage(new=7, out=1, read=2101, write=30),
+            [usage(new=0, out=16, read=0, write=0)],
+            None,
+            Usage(7, 16, 2101, 30),
+            id="an all-zero delta does not undo the start",
+        ),
+        pytest.param(
+            usage(new=7, out=1, read=2101, write=30),
+            [usage(out=16)],
+            usage(new=0, out=16),
+            Usage(7, 16, 2101, 30),
+            id="an all-zero stop does not undo the start",
+        ),
+        pytest.param(
+            usage(new=7, out=1, read=2101, write=None),
+            [usage(new=None, out=5, read=None), usage(out=16)],
+            None,
+            Usage(7, 16, 2101, None),
+            id="null replaces nothing, and deltas are cumulative",
+        ),
+        pytest.param(
+            usage(new=2399, out=1, read=0, write=120) | SPLIT,
+            [usage(new=23258, out=9, read=4, write=500)],
+            None,
+            Usage(23258, 9, 4, 500, 100, 20),
+            id="the delta has no split: the start's is kept",
+        ),
+        pytest.param(
+            usage(new=7, out=0),
+            [usage(out=16)],
+            usage(new=7, out=16, read=0, write=120) | SPLIT,
+            Usage(7, 16, 0, 120, 100, 20),
+            id="the stop alone has the cache fields (LiteLLM's fake stream)",
+        ),
+        pytest.param(
+            usage(new=7, out=1, read=9, write=0),
+            [usage(out=16)],
+            {"inputTokens": 7, "cacheReadInputTokenCount": 9, "cacheWriteInputTokenCount": 2},
+            Usage(7, 16, 9, 2),
+            id="Bedrock's spellings in the stop",
+        ),
+        pytest.param(usage(new=7, out=2), [], {}, Usage(7, 2), id="an empty usage says nothing"),
+    ],
+)
+def test_stream_usage_merges_field_by_field(
+    start: Any, deltas: list[Any], stop: Any, expected: Usage
+) -> None:
+    """A later value that is not null replaces the earlier one; nothing is added up."""
+    seen = observe(stream(start, *deltas, stop=stop))
+    assert (seen.status, seen.usage) == (Status.COMPLETE, expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes"),
+    [
+        pytest.param(
+            usage(new=1, read=2, write=150) | SPLIT, (1, 2, 100, 20, 30), id="partly split"
+        ),
+        pytest.param(usage(new=1, read=2, write=150), (1, 2, 0, 0, 150), id="not split"),
+        pytest.param(usage(new=1, read=2) | SPLIT, (1, 2, 100, 20, 0), id="split without total"),
+        pytest.param(
+            usage(new=1, read=2, write=110) | SPLIT, (1, 2, 100, 10, 0), id="split beyond total"
+        ),
+    ],
+)
+def test_written_tokens_split_by_ttl(counts: Any, classes: tuple[int, ...]) -> None:
+    """The total wins over its split, and the rest is of unknown TTL."""
+    assert observe(message(counts), JSON).usage.input_classes() == classes
+
+
+def test_split_beyond_its_total_is_invalid() -> None:
+    """A split larger than its total is clamped, and said to be invalid."""
+    seen = observe(message(usage(new=1, write=110) | SPLIT), JSON)
+    assert seen.status is Status.INVALID
+    assert seen.usage.ephemeral_1h_input_tokens == 20
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, -1, 1.5, "7", [7], {"a": 7}, 2**53 + 1, 2**64, float("nan"), float("inf"), 1e400],
+    ids=repr,
+)
+def test_what_is_no_count_is_invalid(value: Any) -> None:
+    """Anything but a whole number from 0 to 2^53 is a fault of its field alone."""
+    counts = {"input_tokens": 7, "cache_read_input_tokens": value, "output_tokens": 3}
+    for seen in (observe(message(counts), JSON), observe(stream(counts, usage(out=3)))):
+        assert seen.status is Status.INVALID
+        assert seen.usage == Usage(input_tokens=7, output_tokens=3)
+
+
+@pytest.mark.parametrize(("value", "count"), [(7.0, 7), (2**53, 2**53), (0, 0)])
+def test_whole_numbers_are_counts(value: float, count: int) -> None:
+    """A float that is a whole number is a count."""
+    seen = observe(message({"input_tokens": value}), JSON)
+    assert (seen.status, seen.usage.input_tokens) == (Status.COMPLETE, count)
+
+
+@pytest.mark.parametrize("odd", ["text", 7, [1], True])
+def test_usage_that_is_no_object_is_invalid(odd: Any) -> None:
+    """A usage of another JSON type is a fault, not a crash."""
+    assert observe(message(odd), JSON).status is Status.INVALID
+    assert observe(stream(odd)).status is Status.INVALID
+    assert observe(message({"input_tokens": 1, "cache_creation": odd}), JSON).status is (
+        Status.INVALID
+    )
+
+
+@pytest.mark.parametrize("absent", [None, {}, {"cost": 0.1, "server_tool_use": None}])
+def test_answer_without_counts_is_missing(absent: Any) -> None:
+    """An answer whose usage says nothing is missing, in JSON and in streams."""
+    assert observe(message(absent), JSON).status is Status.MISSING
+    assert observe(stream(absent, absent)).status is Status.MISSING
+
+
+def test_usage_in_content_is_not_matched() -> None:
+    """A model that prints a usage, or a tool that is given one, changes nothing."""
+    trap = '{"usage":{"input_tokens":999},"message_stop":1,"error":{}}'
+    body = stream(usage(new=7, out=1), usage(out=2), text=[trap, '"usage"', "message_stop"])
+    seen = observe(body)
+    assert (seen.status, seen.usage) == (Status.COMPLETE, Usage(7, 2))
+    tool = event("content_block_start", {"content_block": {"input": {"usage": {"error": 9}}}})
+    seen = observe(
+        tool.join([body[: body.index(b"event: content")], stream({})[0:0] + body[-200:]])
+    )
+    assert seen.usage.input_tokens == 7
+
+
+def test_duplicate_members_last_wins() -> None:
+    """Of members that come twice the last is taken, as JSON parsers do."""
+    body = b'{"type":"message","usage":{"input_tokens":1},"usage":{"input_tokens":2}}'
+    assert observe(body, JSON).usage.input_tokens == 2
+
+
+def test_lone_surrogates_and_byte_order_mark_are_read() -> None:
+    """Text cut inside an emoji, NaN in a member that is skipped, and a BOM do no harm."""
+    body = b'\xef\xbb\xbf{"content":"\\ud83d","x":NaN,"y":"\xff","usage":{"input_tokens":2}}'
+    seen = observe(body, JSON)
+    assert (seen.status, seen.usage.input_tokens) == (Status.COMPLETE, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param(b'{"type":"error","error":{"type":"api_error"}}', Status.ERROR, id="error"),
+        # LiteLLM 1.83.10 answers 200 with this when a JSON answer of the provider breaks off.
+        pytest.param(b'{"error":{"message":"x","code":"200"}}', Status.ERROR, id="LiteLLM's error"),
+        pytest.param(b"", Status.MISSING, id="empty"),
+        pytest.param(b"  \n", Status.MISSING, id="blank"),
+        pytest.param(b"[1]", Status.INVALID, id="array"),
+        pytest.param(b"<html>", Status.INVALID, id="not JSON"),
+        pytest.param(b'{"usage":{"input_tokens":1}', Status.INVALID, id="unfinished"),
+        pytest.param(b"[" * 100_000, Status.INVALID, id="deep"),
+        pytest.param(b'{"a":' * 100_000, Status.INVALID, id="deep objects"),
+    ],
+)
+def test_other_json_bodies(body: bytes, status: Status) -> None:
+    """Bodies that are no message are named for what they are."""
+    seen = observe(body, JSON)
+    assert (seen.status, seen.usage) == (status, Usage())
+
+
+def test_json_cut_by_the_upstream_is_partial() -> None:
+    """A JSON body that broke off is partial, and nothing of it is counted."""
+    seen = observe(message(usage(new=7))[:-9], JSON, end=End.UPSTREAM_CUT)
+    assert (seen.status, seen.usage) == (Status.PARTIAL, Usage())
+
+
+START = event("message_start", {"message": {"usage": {"input_tokens": 7, "output_tokens": 1}}})
+DELTA = event("message_delta", {"usage": {"output_tokens": 9}})
+STOP = event("message_stop", {})
+ERROR = event("error", {"error": {"type": "overloaded_error", "message": "Overloaded"}})
+
+
+@pytest.mark.parametrize(
+    ("body", "end", "status", "counts"),
+    [
+        pytest.param(START, End.UPSTREAM_CUT, Status.PARTIAL, Usage(7, 1), id="cut after start"),
+        pytest.param(START, End.CLIENT_LEFT, Status.PARTIAL, Usage(7, 1), id="client left"),
+        pytest.param(
+            START + DELTA, End.COMPLETE, Status.PARTIAL, Usage(7, 9), id="no stop, clean end"
+        ),
+        pytest.param(
+            START + DELTA + STOP,
+            End.CLIENT_LEFT,
+            Status.COMPLETE,
+            Usage(7, 9),
+            id="left after stop",
+        ),
+        pytest.param(START + ERROR, End.COMPLETE, Status.PARTIAL, Usage(7, 1), id="error event"),
+        pytest.param(
+            START + ERROR + STOP, End.COMPLETE, Status.PARTIAL, Usage(7, 1), id="error, then stop"
+        ),
+        pytest.param(ERROR, End.COMPLETE, Status.ERROR, Usage(), id="error first"),
+        pytest.param(
+            b'data: {"error": {"message": "x"}}\n\ndata: [DONE]\n\n',
+            End.COMPLETE,
+            Status.ERROR,
+            Usage(),
+            id="LiteLLM's error frame",
+        ),
+        pytest.param(
+            START + b'data: {"error": {"message": "x"}}\n\n',
+            End.COMPLETE,
+            Status.PARTIAL,
+            Usage(7, 1),
+            id="LiteLLM's error frame after the start",
+        ),
+        pytest.param(
+            START + START + DELTA + STOP, End.COMPLETE, Status.INVALID, Usage(7, 9), id="two starts"
+        ),
+        pytest.param(DELTA + STOP, End.COMPLETE, Status.INVALID, Usage(None, 9), id="no start"),
+        pytest.param(b"", End.COMPLETE, Status.MISSING, Usage(), id="empty"),
+        pytest.param(b"", End.UPSTREAM_CUT, Status.PARTIAL, Usage(), id="empty and cut"),
+        pytest.param(
+            event("ping", {}) + STOP, End.UPSTREAM_CUT, Status.MISSING, Usage(), id="stop alone"
+        ),
+        pytest.param(
+            START + DELTA + STOP[:-1], End.COMPLETE, Status.PARTIAL, Usage(7, 9), id="unfinished"
+        ),
+        pytest.param(
+            START + DELTA[:-9], End.UPSTREAM_CUT, Status.PARTIAL, Usage(7, 1), id="torn at the end"
+        ),
+        pytest.param(
+            START + b'event: message_delta\ndata: {"usage":\n\n' + STOP,
+            End.COMPLETE,
+            Status.INVALID,
+            Usage(7, 1),
+            id="unreadable event",
+        ),
+        pytest.param(
+            START + DELTA.replace(b"data", b"event: ping\ndata: {}\n\nta", 1) + STOP,
+            End.COMPLETE,
+            Status.INVALID,
+            Usage(7, 1),
+            id="frame torn by a ping",
+        ),
+        pytest.param(
+            b'data: {"type":"message","id":"m","usage":{"input_tokens":0,"output_tokens":0}}\n\n',
+            End.COMPLETE,
+            Status.COMPLETE,
+            Usage(0, 0),
+            id="LiteLLM's guardrail frame",
+        ),
+        pytest.param(
+            START + b'event: odd\ndata: "message_stop"\n\n' + DELTA + STOP,
+            End.COMPLETE,
+            Status.INVALID,
+            Usage(7, 9),
+            id="an event that is no object",
+        ),
+    ],
+)
+def test_streams_that_end_in_other_ways(
+    body: bytes, end: End, status: Status, counts: Usage
+) -> None:
+    """Each way in which a stream can go wrong has its status, and keeps what was said."""
+    seen = observe(body, end=end)
+    assert (seen.status, seen.usage) == (status, counts)
+
+
+def test_event_type_without_event_line() -> None:
+    """The type in the data does where there is no event line."""
+    body = stream(usage(new=7, out=1), usage(out=9))
+    bare = b"\n".join(line for line in body.split(b"\n") if not line.startswith(b"event:"))
+    assert observe(bare) == observe(body)
+
+
+@pytest.mark.parametrize(
+    ("counts", "asked", "outcome"),
+    [
+        pytest.param(usage(new=1, read=5, write=9), True, Outcome.HIT, id="read and write"),
+        pytest.param(usage(new=1, read=5), None, Outcome.HIT, id="read"),
+        pytest.param(usage(new=1, read=0, write=9), False, Outcome.WRITE, id="write"),
+        pytest.param({"input_tokens": 1} | SPLIT, True, Outcome.WRITE, id="write, split alone"),
+        pytest.param(usage(new=1, read=0, write=0), True, Outcome.NOT_CACHED, id="asked"),
+        pytest.param(usage(new=1, read=0, write=0), False, Outcome.NOT_ASKED, id="not asked"),
+        pytest.param(usage(new=1, read=0), None, Outcome.UNKNOWN, id="unreadable request"),
+        pytest.param(usage(new=1), True, Outcome.UNREPORTED, id="no cache field"),
+        pytest.param(usage(new=1, read=None, write=None), True, Outcome.UNREPORTED, id="null"),
+    ],
+)
+def test_outcome_by_precedence(counts: Any, asked: bool | None, outcome: Outcome) -> None:
+    """Reading beats writing, an absent field is no miss."""
+    assert outcome_of(observe(message(counts), JSON), RequestFacts(caching_asked=asked)) is outcome

@@ -1,0 +1,121 @@
+"""Content codings, on a copy and within bounds."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import tracemalloc
+import zlib
+from collections.abc import Callable
+
+import brotli
+import pytest
+import zstandard
+
+from sidecar.exchange import End, Status
+from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
+from tests.support.bodies import SSE, cuts, observe, stream
+
+TEXT = stream({"input_tokens": 7}, {"output_tokens": 3}, text=[str(i) for i in range(500)])
+
+
+def _raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+CODINGS: list[tuple[bytes, Callable[[bytes], bytes]]] = [
+    (b"gzip", gzip.compress),
+    (b"X-Gzip", gzip.compress),
+    (b"deflate", zlib.compress),
+    (b"deflate", _raw_deflate),
+    (b"br", brotli.compress),
+    (b"zstd", zstandard.ZstdCompressor().compress),
+]
+IDS = ["gzip", "x-gzip", "deflate", "raw deflate", "br", "zstd"]
+
+
+def decode(coding: bytes, chunks: list[bytes]) -> bytes:
+    decoder = decoder_for(coding)
+    assert decoder is not None
+    text = b"".join(piece for chunk in chunks for piece in decoder.feed(chunk))
+    assert decoder.complete
+    return text
+
+
+@pytest.mark.parametrize(("coding", "encode"), CODINGS, ids=IDS)
+def test_every_coding_in_every_cut(coding: bytes, encode: Callable[[bytes], bytes]) -> None:
+    """What was coded comes out again, however it is cut."""
+    coded = encode(TEXT)
+    assert decode(coding, [coded]) == TEXT
+    for chunks in cuts(coded, seed=4):
+        assert decode(coding, chunks) == TEXT
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"zstd"])
+def test_several_members_are_one_body(coding: bytes) -> None:
+    """A gzip body may have several members, a zstd body several frames."""
+    encode = dict(CODINGS)[coding]
+    coded = encode(TEXT[:500]) + encode(TEXT[500:])
+    assert decode(coding, [coded]) == TEXT
+    assert decode(coding, [coded[i : i + 1] for i in range(len(coded))]) == TEXT
+
+
+def test_padding_after_the_end_is_ignored() -> None:
+    """Zero bytes after a gzip member, and anything after a brotli stream, are no fault."""
+    assert decode(b"gzip", [gzip.compress(TEXT) + b"\0\0\0", b"\0"]) == TEXT
+    assert decode(b"br", [brotli.compress(TEXT), b"more"]) == TEXT
+
+
+@pytest.mark.parametrize("coding", [b"compress", b"gzip, br", b"aws-chunked", b"x" * 500])
+def test_other_codings_are_named(coding: bytes) -> None:
+    """What is not decoded has a status of its own."""
+    assert decoder_for(coding) is None
+    seen = observe(TEXT, [*SSE, (b"content-encoding", coding)])
+    assert seen.status is Status.ENCODED
+    assert len(seen.fault) < 200
+
+
+@pytest.mark.parametrize(("coding", "encode"), CODINGS, ids=IDS)
+def test_damaged_body_is_invalid_and_keeps_what_was_read(
+    coding: bytes, encode: Callable[[bytes], bytes]
+) -> None:
+    """Garbage is a fault of its own, and does not undo what came before."""
+    decoder = decoder_for(coding)
+    assert decoder is not None
+    with pytest.raises(DecodingError):
+        list(decoder.feed(b"\x07\xff" * 2048))
+    headers = [*SSE, (b"content-encoding", coding)]
+    dice = random.Random(5)
+    damaged = bytearray(encode(TEXT))
+    for _ in range(20):
+        damaged[dice.randrange(len(damaged) // 2, len(damaged))] ^= 0xFF
+    assert observe(bytes(damaged), headers).status in (Status.INVALID, Status.PARTIAL)
+
+
+@pytest.mark.parametrize(("coding", "encode"), CODINGS, ids=IDS)
+def test_coded_stream_that_is_cut_is_partial(
+    coding: bytes, encode: Callable[[bytes], bytes]
+) -> None:
+    """A coded body that stops before its end is cut, also when the framing says otherwise."""
+    seen = observe(encode(TEXT)[:-40], [*SSE, (b"content-encoding", coding)], end=End.COMPLETE)
+    assert seen.status is Status.PARTIAL
+
+
+@pytest.mark.parametrize(("coding", "encode"), CODINGS, ids=IDS)
+def test_bombs_are_refused_within_bounds(coding: bytes, encode: Callable[[bytes], bytes]) -> None:
+    """A body that expands beyond reason is given up early, and in little memory."""
+    bomb = encode(b"\0" * (64 * 1024 * 1024))
+    decoder = decoder_for(coding)
+    assert decoder is not None
+    tracemalloc.start()
+    pieces = map(len, decoder.feed(bomb[: 64 * 1024]))
+    size = 0
+    with pytest.raises(ExpansionError):  # noqa: PT012 - what was given out before counts
+        while True:
+            size += next(pieces)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size <= 100 * min(len(bomb), 64 * 1024) + 1024 * 1024
+    assert peak < 8 * 1024 * 1024
+    assert observe(bomb[:65536], [*SSE, (b"content-encoding", coding)]).status is Status.OVERSIZED

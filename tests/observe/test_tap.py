@@ -1,0 +1,170 @@
+"""Which reader a response gets, the bounds, and the recorded corpus."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import tracemalloc
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from sidecar.exchange import Dialect, End, Status, Usage
+from sidecar.observe.sse import MAX_EVENT_BYTES
+from sidecar.observe.tap import MAX_JSON_BYTES, tap_for
+from tests.support.bodies import JSON, SSE, cuts, message, observe, stream
+from tests.support.requirements import require_corpus
+
+COUNTS = {"input_tokens": 7, "output_tokens": 16, "cache_read_input_tokens": 2101}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        (b"application/json", message(COUNTS), Status.COMPLETE),
+        (b"Application/JSON ; charset=utf-8", message(COUNTS), Status.COMPLETE),
+        (b"application/vnd.x+json", message(COUNTS), Status.COMPLETE),
+        (b"text/event-stream;charset=UTF-8", stream(COUNTS), Status.COMPLETE),
+        (b"text/html", message(COUNTS), Status.MISSING),
+    ],
+)
+def test_content_type_chooses_the_reader(content_type: bytes, body: bytes, status: Status) -> None:
+    """The response's own content type decides, not what the request asked for."""
+    assert observe(body, [(b"content-type", content_type)]).status is status
+
+
+def test_response_without_content_type_is_missing() -> None:
+    """What says nothing of its type is not guessed at."""
+    assert observe(message(COUNTS), []).status is Status.MISSING
+    assert observe(b"", [], end=End.CLIENT_LEFT).status is Status.PARTIAL
+
+
+@pytest.mark.parametrize("status_code", [301, 400, 401, 429, 500, 529])
+def test_other_than_2xx_is_an_error(status_code: int) -> None:
+    """An answer that is not 2xx has no usage to be read."""
+    seen = observe(message(COUNTS), JSON, status_code=status_code)
+    assert (seen.status, seen.usage) == (Status.ERROR, Usage())
+
+
+def test_oversized_json_is_not_kept() -> None:
+    """A JSON body over the bound is given up, and its memory with it."""
+    tap = tap_for(Dialect.ANTHROPIC, 200, JSON)
+    chunk = b" " * 65536
+    tracemalloc.start()
+    for _ in range(40 * 1024 * 1024 // len(chunk)):
+        tap.feed(bytes(bytearray(chunk)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tap.finish(End.COMPLETE).status is Status.OVERSIZED
+    assert peak < MAX_JSON_BYTES + 2 * 1024 * 1024
+
+
+def test_largest_json_is_read() -> None:
+    """A JSON body at the bound is read."""
+    body = message(COUNTS)
+    body += b" " * (MAX_JSON_BYTES - len(body))
+    assert observe(body, JSON).status is Status.COMPLETE
+    assert observe(body + b" ", JSON).status is Status.OVERSIZED
+
+
+def test_huge_delta_is_skipped_and_the_rest_is_read() -> None:
+    """An 8 MB text in one frame does no harm to the counts around it."""
+    body = stream(COUNTS, {"output_tokens": 17}, text=["x" * (8 * 1024 * 1024)])
+    for chunks in ([body], [body[i : i + 65536] for i in range(0, len(body), 65536)]):
+        seen = observe(chunks)
+        assert (seen.status, seen.usage.output_tokens) == (Status.COMPLETE, 17)
+
+
+def test_huge_event_with_usage_is_oversized() -> None:
+    """If the usage itself is in a frame over the bound, that is said."""
+    body = stream(COUNTS | {"pad": "x" * MAX_EVENT_BYTES}, {"output_tokens": 17})
+    seen = observe(body)
+    assert seen.usage.cache_read_input_tokens is None
+    assert seen.status in (Status.OVERSIZED, Status.INVALID)
+
+
+def test_first_token_is_noticed_across_chunks() -> None:
+    """The flag rises with the first content, also when a cut goes through its name."""
+    body = stream(COUNTS)
+    at = body.index(b"content_block_delta")
+    tap = tap_for(Dialect.ANTHROPIC, 200, SSE)
+    tap.feed(body[: at + 9])
+    assert not tap.first_token_seen
+    tap.feed(body[at + 9 :])
+    assert tap.first_token_seen
+
+
+def test_coded_body_is_read_through_its_decoder() -> None:
+    """The tap of a coded response reads what the coding hides."""
+    headers = [*SSE, (b"content-encoding", b"gzip")]
+    body = gzip.compress(stream(COUNTS))
+    tap = tap_for(Dialect.ANTHROPIC, 200, headers)
+    tap.feed(body)
+    assert tap.first_token_seen
+    assert tap.finish(End.COMPLETE).usage == Usage(7, 16, 2101)
+
+
+def _corpus() -> list[tuple[dict[str, Any], bytes]]:
+    folder = require_corpus()
+    rows = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+    chosen = [row for row in rows if row["kind"].startswith("anthropic-")]
+    return [(row, (folder / row["file"]).read_bytes()) for row in chosen]
+
+
+def test_every_recorded_answer_gives_its_true_usage() -> None:
+    """All 831 recorded Anthropic bodies: whole, byte by byte, and under random cuts."""
+    corpus = _corpus()
+    assert len(corpus) == 831
+    nothing = asdict(Usage())
+    for number, (row, body) in enumerate(corpus):
+        headers = [(b"content-type", row["content_type"].encode())]
+        status_code = row["status"] or 200
+        whole = observe(body, headers, status_code=status_code)
+        assert asdict(whole.usage) == (row["expected"] or nothing), row["file"]
+        for chunks in cuts(body, seed=number):
+            assert observe(chunks, headers, status_code=status_code) == whole, row["file"]
+
+
+def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
+    """100,000 damaged answers: no exception, and no more memory than the bound."""
+    dice = random.Random(20261123)
+    seeds = [(SSE, stream(COUNTS, {"output_tokens": 17})), (JSON, message(COUNTS))]
+    seeds += [
+        ([*headers, (b"content-encoding", b"gzip")], gzip.compress(body)) for headers, body in seeds
+    ]
+    tokens = [
+        b'"usage"',
+        b"\n\n",
+        b"\r",
+        b"{",
+        b"}",
+        b'"',
+        b"data:",
+        b"null",
+        b"1e999",
+        b"\xff",
+        b"[",
+    ]
+    tracemalloc.start()
+    for _ in range(100_000):
+        headers, body = dice.choice(seeds)
+        damaged = bytearray(body)
+        for _ in range(dice.randint(1, 6)):
+            at = dice.randrange(len(damaged))
+            kind = dice.randrange(4)
+            if kind == 0:
+                damaged[at] = dice.randrange(256)
+            elif kind == 1:
+                del damaged[at : at + dice.randint(1, 40)]
+            elif kind == 2:
+                damaged[at:at] = dice.choice(tokens)
+            else:
+                damaged[at:at] = damaged[at : at + 200]
+            damaged = damaged or bytearray(b"x")
+        cut = dice.randrange(len(damaged) + 1)
+        observe([bytes(damaged[:cut]), bytes(damaged[cut:])], headers, end=dice.choice(list(End)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < MAX_JSON_BYTES
