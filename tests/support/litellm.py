@@ -14,7 +14,8 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,8 @@ _REQUEST_TIMEOUT_S = 5.0
 MASTER_KEY = "sk-rig-master"
 # A call with this key makes the rig's own module apply `runtime_general_settings`.
 _RIG_KEY = "sk-rig-apply"
+# ... and comes from here, which is always among the addresses that the rig allows.
+_RIG_ADDRESS = "192.0.2.250"
 
 # What LiteLLM asks the providers for; the names that `Books` has.
 DIRECT_MODEL = "claude-sonnet-4-5-20250929"
@@ -100,7 +103,9 @@ import types
 
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
 
-_RIG = json.loads(pathlib.Path(__file__).with_name("rig.json").read_text())
+_FILE = pathlib.Path(__file__).with_name("rig.json")
+_RIG = json.loads(_FILE.read_text())
+_APPLIED = set()
 
 
 class _NoUsers:
@@ -115,8 +120,15 @@ async def authenticate(request, api_key):
     from litellm.proxy import proxy_server
 
     if api_key == _RIG["rig_key"]:
-        proxy_server.general_settings.update(_RIG["runtime_general_settings"])
-        if _RIG["free_sso"]:
+        rig = json.loads(_FILE.read_text())
+        for name in _APPLIED:
+            proxy_server.general_settings.pop(name, None)
+        _APPLIED.clear()
+        _APPLIED.update(rig["runtime_general_settings"])
+        proxy_server.general_settings.update(rig["runtime_general_settings"])
+        if isinstance(proxy_server.prisma_client, _NoUsers):
+            proxy_server.prisma_client = None
+        if rig["free_sso"]:
             client = types.ModuleType("prisma")
             client.Json = bool
             sys.modules.setdefault("prisma", client)
@@ -231,7 +243,7 @@ class LiteLLM:
         try:
             self._process.wait_until(self._answers, timeout_s=_START_TIMEOUT_S)
             if self._runtime_general_settings or self._free_sso:
-                self._apply_at_run_time()
+                self.apply(self._runtime_general_settings, free_sso=self._free_sso)
         except BaseException:
             self._process.stop()
             raise
@@ -270,9 +282,14 @@ class LiteLLM:
         except OSError:
             return False
 
-    def _apply_at_run_time(self) -> None:
+    def apply(self, runtime_general_settings: Mapping[str, Any], *, free_sso: bool = False) -> None:
+        """Put these in the place of all that was applied at run time before."""
+        self._runtime_general_settings = dict(runtime_general_settings)
+        self._free_sso = free_sso
+        self._write_rig()
         request = urllib.request.Request(
-            f"{self.url}/v1/models", headers={"authorization": f"Bearer {_RIG_KEY}"}
+            f"{self.url}/v1/models",
+            headers={"authorization": f"Bearer {_RIG_KEY}", "x-forwarded-for": _RIG_ADDRESS},
         )
         try:
             with urllib.request.urlopen(request, timeout=30):
@@ -280,6 +297,17 @@ class LiteLLM:
         except urllib.error.HTTPError as refused:
             # The settings are in place before the rest of the call, which they may refuse.
             refused.close()
+
+    @contextmanager
+    def applied(
+        self, runtime_general_settings: Mapping[str, Any], *, free_sso: bool = False
+    ) -> Iterator[None]:
+        """Apply for a while, and take back what was applied."""
+        self.apply(runtime_general_settings, free_sso=free_sso)
+        try:
+            yield
+        finally:
+            self.apply({})
 
     def _full_environment(self, program: Path) -> dict[str, str]:
         home = self._directory / "home"
@@ -306,19 +334,25 @@ class LiteLLM:
         directory = self._directory
         shutil.copyfile(_IDENTITY_CALLBACK, directory / _IDENTITY_CALLBACK.name)
         (directory / "rig_auth.py").write_text(_AUTH_MODULE)
-        rig = {
-            "rig_key": _RIG_KEY,
-            "master_key": MASTER_KEY,
-            "identities": [asdict(identity) for identity in self._identities],
-            "runtime_general_settings": self._runtime_general_settings,
-            "free_sso": self._free_sso,
-        }
-        (directory / "rig.json").write_text(json.dumps(rig))
+        self._write_rig()
         credentials = directory / "vertex.json"
         credentials.write_text(json.dumps(_service_account(f"{self._provider_url}/token")))
         config = directory / "config.yaml"
         config.write_text(yaml.safe_dump(self._config(credentials)))
         return config
+
+    def _write_rig(self) -> None:
+        settings = dict(self._runtime_general_settings)
+        if "allowed_ips" in settings:
+            settings["allowed_ips"] = [*settings["allowed_ips"], _RIG_ADDRESS]
+        rig = {
+            "rig_key": _RIG_KEY,
+            "master_key": MASTER_KEY,
+            "identities": [asdict(identity) for identity in self._identities],
+            "runtime_general_settings": settings,
+            "free_sso": self._free_sso,
+        }
+        (self._directory / "rig.json").write_text(json.dumps(rig))
 
     def _config(self, credentials: Path) -> dict[str, Any]:
         callbacks = ["prometheus"]

@@ -87,6 +87,14 @@ class ManagedProcess:
         """The last kilobytes of the log."""
         return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the child alone a signal."""
+        self._child.send_signal(number)
+
+    def exit_code(self, *, timeout_s: float) -> int:
+        """Wait for the child to end by itself."""
+        return self._child.wait(timeout_s)
+
     def stop(self) -> None:
         """Ask the group to end, then make it; waits some seconds at most."""
         self._signal(signal.SIGTERM)

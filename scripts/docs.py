@@ -1,0 +1,149 @@
+"""Writes the generated tables of the README: metrics and settings.
+
+It knows the README's markers and how a table looks; what stands in the tables comes from
+`Metrics` and `Settings` alone. With `--check` it writes nothing, and ends with 1 and a diff
+where the README differs from what it would write.
+
+    python scripts/docs.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from sidecar.account.metrics import Metrics  # noqa: E402
+from sidecar.config import PREFIX, Settings, allowed  # noqa: E402
+
+__all__ = ["README", "main", "metric_names", "metrics_table", "rewritten", "settings_table"]
+
+README = ROOT / "README.md"
+
+
+def metrics_table() -> str:
+    """List every family that the default settings export."""
+    rows = [
+        (
+            f"`{name}`",
+            kind,
+            ", ".join(f"`{label}`" for label in labels) or "none",
+            documentation,
+        )
+        for name, kind, labels, documentation in _families()
+    ]
+    return _table(("name", "type", "labels", "what it counts"), rows)
+
+
+def metric_names() -> frozenset[str]:
+    """Name every family and series that the default settings export."""
+    names: set[str] = set()
+    for name, kind, _, _ in _families():
+        suffixes = ("", "_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        names.update(name + suffix for suffix in suffixes)
+    return frozenset(names)
+
+
+def settings_table() -> str:
+    """List every setting with its default, what it may be, and what it is for."""
+    rows = [
+        (
+            f"`{PREFIX}{name.upper()}`",
+            _default(field),
+            allowed(field),
+            field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    return _table(("variable", "default", "allowed", "what it is for"), rows)
+
+
+_TABLES: dict[str, Callable[[], str]] = {"metrics": metrics_table, "settings": settings_table}
+
+
+def rewritten(text: str) -> str:
+    """Put the tables of today between their markers.
+
+    Raises:
+        ValueError: a marker is absent, or is there twice.
+    """
+    for name, table in _TABLES.items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"the README needs {begin.strip()} and {end} exactly once")
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}{table()}{end}{tail}"
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the README, or compare it; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Write the generated tables of the README.")
+    parser.add_argument("--check", action="store_true", help="compare only; 1 where they differ")
+    check = parser.parse_args(arguments).check
+    before = README.read_text(encoding="utf-8")
+    after = rewritten(before)
+    if before == after:
+        return 0
+    if not check:
+        README.write_text(after, encoding="utf-8")
+        return 0
+    diff = difflib.unified_diff(
+        before.splitlines(keepends=True),
+        after.splitlines(keepends=True),
+        "README.md",
+        "README.md as generated",
+    )
+    sys.stdout.writelines(diff)
+    return 1
+
+
+def _families() -> list[tuple[str, str, tuple[str, ...], str]]:
+    """Name, type, labels and help text of each family, as an exposition shows them."""
+    labels = Settings.model_fields["labels"].default
+    store = Metrics(labels, compat=True, clock=lambda: 0.0).store
+    return [
+        (
+            f"{family.name}_total" if family.kind == "counter" else family.name,
+            family.kind,
+            family.labels,
+            family.documentation,
+        )
+        for family in store.families
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    shown = str(extra["shown"]) if isinstance(extra, dict) else ""
+    if not shown:
+        value = field.default
+        if isinstance(value, tuple):
+            shown = ",".join(map(str, value))
+        elif isinstance(value, float):
+            shown = f"{value:g}"
+        elif value is not None:
+            shown = str(value)
+    return f"`{shown}`" if shown else "not set"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "".join(_row(cells) for cells in (head, ["---"] * len(head), *rows))
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A pipe within a cell would end it.
+    inner = " | ".join(cell.replace("|", "\\|") for cell in cells)
+    return f"| {inner} |\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

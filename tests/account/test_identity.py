@@ -1,0 +1,126 @@
+"""Keys, their hashes, and the file that names their teams."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sidecar.account.identity import TeamFile, key_hash, named_in
+from sidecar.errors import ConfigError
+
+
+def hashed(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ([(b"authorization", b"Bearer sk-1")], b"sk-1"),
+        ([(b"authorization", b"bearer  sk-1 ")], b"sk-1"),
+        ([(b"authorization", b"sk-1")], b"sk-1"),
+        ([(b"x-api-key", b"sk-2"), (b"authorization", b"Bearer sk-1")], b"sk-1"),
+        ([(b"api-key", b"sk-3"), (b"x-api-key", b"sk-2")], b"sk-3"),
+        ([(b"x-litellm-api-key", b"Bearer sk-4"), (b"authorization", b"Bearer sk-1")], b"sk-4"),
+        ([(b"x-goog-api-key", b"sk-5")], b"sk-5"),
+    ],
+)
+def test_key_is_the_one_that_litellm_takes(headers: list[tuple[bytes, bytes]], key: bytes) -> None:
+    """The headers are looked at in LiteLLM's order, and only the hash comes out."""
+    assert key_hash(headers) == hashed(key)
+
+
+def test_no_key() -> None:
+    """Without a key there is no hash."""
+    assert key_hash([(b"x-other", b"1"), (b"authorization", b"")]) is None
+
+
+def test_names_are_percent_decoded() -> None:
+    """Names in headers are percent-encoded UTF-8; what is not is taken as it is."""
+    assert named_in([(b"x", b"Team%20R%C3%A9d")], b"x") == "Team Réd"
+    assert named_in([(b"x", b"100%")], b"x") == "100%"
+    assert named_in([(b"x", b"")], b"x") is None
+
+
+A, B, C = hashed(b"a"), hashed(b"b"), "0" * 64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(json.dumps({A: "red", B: None, C: "no"}, indent="\t"), id="JSON"),
+        pytest.param(f"{A}: red\n{B}: null\n'{C}': no  # a comment\n", id="YAML"),
+        pytest.param(f"{A}: red\n{B}:\n{C}: no\n", id="YAML, empty value, bare digits"),
+    ],
+)
+def test_file_maps_hashes_to_teams(tmp_path: Path, text: str) -> None:
+    """JSON and YAML say the same; null is a key without team."""
+    path = tmp_path / "teams"
+    path.write_text(text)
+    teams = TeamFile(path)
+    assert [teams.team_of(key) for key in (A, B, C, "x")] == ["red", "None", "no", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("[1, 2]", "must be one mapping", id="list"),
+        pytest.param("", "must be one mapping", id="empty"),
+        pytest.param("a: [", "line 1", id="not YAML"),
+        pytest.param("\n\na: b: c", "line 3", id="not YAML either"),
+        pytest.param("sk-secret-1: red", "entry 1 is not named by a sha256", id="a key itself"),
+        pytest.param(f"{A}: [x]", "entry 1", id="a list for an alias"),
+        pytest.param("\x00", "neither JSON nor YAML", id="binary"),
+    ],
+)
+def test_a_file_that_is_no_map_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """The fault names the file and the place, and never a key."""
+    path = tmp_path / "teams.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        TeamFile(path)
+    (fault,) = caught.value.faults
+    assert said in fault
+    assert str(path) in fault
+    assert "secret" not in fault
+
+
+def test_all_faults_are_named(tmp_path: Path) -> None:
+    """Every faulty entry is named in one go."""
+    path = tmp_path / "teams.json"
+    path.write_text(json.dumps({"x": "1", A: "red", "y": "2", B: {}}))
+    with pytest.raises(ConfigError) as caught:
+        TeamFile(path)
+    assert [fault.split(": ")[1][:7] for fault in caught.value.faults] == [
+        "entry 1",
+        "entry 3",
+        "entry 4",
+    ]
+
+
+def test_broken_file_keeps_the_old_map(tmp_path: Path) -> None:
+    """A reload that fails changes nothing, and the next good file is read."""
+    path = tmp_path / "teams.json"
+    path.write_text(json.dumps({A: "red"}))
+    teams = TeamFile(path)
+    assert not teams.changed()
+    path.write_text("{")
+    assert teams.changed()
+    with pytest.raises(ConfigError):
+        teams.load()
+    assert teams.team_of(A) == "red"
+    assert not teams.changed(), "one failure is one report"
+    path.unlink()
+    assert teams.changed()
+    with pytest.raises(ConfigError):
+        teams.load()
+    assert not teams.changed()
+    path.write_text(json.dumps({A: "blue"}))
+    os.utime(path, ns=(1, 1))
+    assert teams.changed()
+    assert teams.load() == 1
+    assert teams.team_of(A) == "blue"

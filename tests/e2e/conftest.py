@@ -1,0 +1,67 @@
+"""What the end-to-end tests share: providers, one LiteLLM at a time, a sidecar, a Prometheus.
+
+LiteLLM takes ten seconds to start. These fixtures live for the session, and pytest sorts the
+tests by their parameters: all tests of one version run before the other is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.clouds import Clouds, run_clouds
+from tests.support.litellm import VERSIONS, LiteLLM, find_litellm
+from tests.support.prometheus import Prometheus, find_prometheus
+from tests.support.requirements import require
+from tests.support.running import SidecarProcess, sidecar_process
+
+# Single sign-on that leads nowhere; nobody is asked, LiteLLM only redirects there.
+SSO = {
+    "GENERIC_CLIENT_ID": "rig",
+    "GENERIC_CLIENT_SECRET": "rig",
+    "GENERIC_AUTHORIZATION_ENDPOINT": "http://login.test/authorize",
+    "GENERIC_TOKEN_ENDPOINT": "http://login.test/token",
+    "GENERIC_USERINFO_ENDPOINT": "http://login.test/user",
+}
+
+
+@pytest.fixture(scope="session")
+def clouds() -> Iterator[Clouds]:
+    """Run the three providers."""
+    with run_clouds() as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def litellm(
+    request: pytest.FixtureRequest, clouds: Clouds, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiteLLM]:
+    """Run a real LiteLLM of each version, one after the other."""
+    version = request.param
+    require(find_litellm(version), f"LiteLLM {version}")
+    directory = tmp_path_factory.mktemp("litellm")
+    with LiteLLM(version, clouds.url, directory, environment=SSO) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def front(litellm: LiteLLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
+    """Run a sidecar in front of LiteLLM."""
+    settings = {"SIDECAR_UPSTREAM": litellm.url, "SIDECAR_TRUSTED_PROXIES": "127.0.0.1/32"}
+    with sidecar_process(tmp_path_factory.mktemp("sidecar"), settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def prometheus(
+    litellm: LiteLLM, front: SidecarProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """Run a Prometheus that scrapes both of them every second."""
+    require(find_prometheus(), "Prometheus")
+    targets = {
+        "sidecar": front.admin_url.removeprefix("http://"),
+        "litellm": f"{litellm.url.removeprefix('http://')}/metrics/",
+    }
+    with Prometheus(targets, tmp_path_factory.mktemp("prometheus")) as running:
+        yield running

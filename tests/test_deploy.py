@@ -1,0 +1,336 @@
+"""What ships beside the package: it parses, its names agree, and its own tools accept it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sidecar import __version__
+from sidecar.config import PREFIX, Settings
+from tests.support.requirements import require
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+COMPOSE = ROOT / "docker-compose.yml"
+MANIFEST = DEPLOY / "kubernetes" / "pod.yaml"
+DOCKERFILE = ROOT / "Dockerfile"
+IMAGE = f"litellm-cache-sidecar:{__version__}"
+
+Json = dict[str, Any]
+
+
+def read(path: Path) -> list[Json]:
+    """Read all documents of a YAML file."""
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def run(*command: str, directory: Path = ROOT) -> None:
+    """Run a checker; its words are the assertion's message."""
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stopping_s(environment: dict[str, str]) -> float:
+    """Add up how long a sidecar with this environment may take to stop."""
+    names = ("drain_delay_s", "drain_timeout_s", "final_scrape_wait_s")
+    return sum(
+        float(environment.get(PREFIX + name.upper(), Settings.model_fields[name].default))
+        for name in names
+    )
+
+
+def settings_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Read an environment as the sidecar would."""
+    for name, value in environment.items():
+        assert name.removeprefix(PREFIX).lower() in Settings.model_fields
+        monkeypatch.setenv(name, value)
+    return Settings()
+
+
+# Everything
+
+
+@pytest.mark.parametrize(
+    "path",
+    [COMPOSE, *sorted(DEPLOY.rglob("*.y*ml"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_yaml_parses(path: Path) -> None:
+    """Every file is YAML and says something."""
+    assert all(read(path))
+
+
+def test_all_name_the_image_by_the_version_of_the_package() -> None:
+    """One version everywhere, and no `latest`."""
+    for path in (COMPOSE, MANIFEST, ROOT / "README.md"):
+        found = set(re.findall(r"litellm-cache-sidecar:[\w.-]+", path.read_text()))
+        assert found == {IMAGE}, path
+    assert f"ARG VERSION={__version__}\n" in DOCKERFILE.read_text()
+
+
+def test_callback_is_named_by_its_instance() -> None:
+    """The name that LiteLLM's configuration gives is one that the callback's file defines."""
+    defined = re.findall(
+        r"(?m)^(\w+) = \w+\(\)$", (DEPLOY / "litellm" / "sidecar_identity.py").read_text()
+    )
+    name = f"sidecar_identity.{defined[0]}"
+
+    (config,) = read(DEPLOY / "compose" / "litellm.yaml")
+
+    assert name in config["litellm_settings"]["callbacks"]
+    assert name in (DEPLOY / "litellm" / "README.md").read_text()
+
+
+# The image
+
+
+def test_image_is_built_from_pinned_and_hashed_parts() -> None:
+    """Both stages name the same full tag, and every package is installed by its hash."""
+    text = DOCKERFILE.read_text()
+
+    images = re.findall(r"(?m)^FROM (\S+)", text)
+    assert len(set(images)) == 1
+    assert re.fullmatch(r"python:3\.13\.\d+-slim-\w+", images[0])
+    installs = re.findall(r"pip.* install \\?\s*(.*)", text)
+    assert [line for line in installs if "--require-hashes" not in line] == [
+        "--no-deps --no-index dist/*.whl"
+    ]
+
+
+@pytest.mark.parametrize("name", ["runtime", "build"])
+def test_lock_files_hash_every_package(name: str) -> None:
+    """`--require-hashes` would refuse anything else."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    packages = [line for line in lines if line and line[0] not in " #"]
+
+    assert packages
+    assert all(re.match(r"[\w.-]+==\S+", line) and line.endswith("\\") for line in packages)
+
+
+def test_lock_file_of_the_build_has_what_the_package_asks_for() -> None:
+    """The backend that `pyproject.toml` names is the one that is locked."""
+    text = (ROOT / "pyproject.toml").read_text()
+    match = re.search(r'requires = \["(.+)"\]', text)
+    assert match is not None
+
+    assert (ROOT / "requirements" / "build.in").read_text().split() == [match[1]]
+
+
+def test_image_gets_all_that_its_build_copies() -> None:
+    """`.dockerignore` leaves in what `COPY` names, and what is named exists."""
+    kept = re.findall(r"(?m)^!(.+)$", (ROOT / ".dockerignore").read_text())
+    copied = [
+        name
+        for line in re.findall(r"(?m)^COPY (?!--from)(.+)$", DOCKERFILE.read_text())
+        for name in line.split()[:-1]
+    ]
+
+    assert sorted(kept) == sorted(copied)
+    assert [name for name in kept if not (ROOT / name).exists()] == []
+
+
+def test_image_runs_as_no_user_in_particular_and_without_a_shell() -> None:
+    """A numeric user, exec form, and the signal that starts a drain."""
+    text = DOCKERFILE.read_text()
+
+    assert "\nUSER 65532:65532\n" in text
+    assert '\nENTRYPOINT ["sidecar"]\nCMD ["serve"]\n' in text
+    assert "\nSTOPSIGNAL SIGTERM\n" in text
+    assert '\n    CMD ["sidecar", "healthcheck"]\n' in text
+
+
+def test_image_listens_on_all_addresses_at_the_ports_it_exposes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From outside a container its loopback cannot be reached."""
+    text = DOCKERFILE.read_text()
+    settings = settings_of(dict(re.findall(rf"({PREFIX}\w+)=(\S+)", text)), monkeypatch)
+
+    assert (settings.host, settings.admin_host) == ("0.0.0.0", "0.0.0.0")
+    assert f"EXPOSE {settings.port} {settings.admin_port}\n" in text
+
+
+# Compose
+
+
+def test_compose_file_is_valid() -> None:
+    """docker-compose itself accepts it."""
+    program = require(shutil.which("docker-compose"), "docker-compose")
+
+    run(program, "--file", str(COMPOSE), "config", "--quiet")
+
+
+def test_compose_mounts_what_exists_and_publishes_on_loopback() -> None:
+    """A missing file would be made a directory; the keys in there are no secrets."""
+    services = read(COMPOSE)[0]["services"]
+
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            assert (ROOT / volume.split(":")[0]).exists()
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        assert service["image"] == IMAGE or re.search(r":v\d+\.\d+\.\d+", service["image"])
+        for needed in service.get("depends_on", {}):
+            assert "healthcheck" in services[needed]
+
+
+def test_compose_gives_the_sidecar_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grace period is longer than the whole drain, and the names are settings."""
+    sidecar = read(COMPOSE)[0]["services"]["sidecar"]
+    settings = settings_of(sidecar["environment"], monkeypatch)
+
+    assert settings.upstream == "http://litellm:4000"
+    assert float(sidecar["stop_grace_period"].removesuffix("s")) > stopping_s(
+        sidecar["environment"]
+    )
+
+
+# Kubernetes
+
+
+@pytest.fixture
+def pod() -> Json:
+    """The pod of the deployment."""
+    spec: Json = read(MANIFEST)[0]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.fixture
+def sidecar(pod: Json) -> Json:
+    """The sidecar's container."""
+    (container,) = pod["initContainers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def environment_of(container: Json) -> dict[str, str]:
+    """The container's environment as names and values."""
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+def test_sidecar_of_the_pod_is_a_native_one(pod: Json, sidecar: Json) -> None:
+    """An init container that stays, in a pod whose Services do not write into its settings."""
+    assert sidecar["restartPolicy"] == "Always"
+    assert pod["enableServiceLinks"] is False
+
+
+def test_settings_of_the_pod_are_good(
+    sidecar: Json, pod: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read without a fault, and lead to LiteLLM's port."""
+    settings = settings_of(environment_of(sidecar), monkeypatch)
+
+    (litellm,) = pod["containers"]
+    assert settings.upstream == f"http://127.0.0.1:{litellm['ports'][0]['containerPort']}"
+    assert [port["containerPort"] for port in sidecar["ports"]] == [
+        settings.port,
+        settings.admin_port,
+    ]
+
+
+def test_pod_gives_the_sidecar_the_time_to_stop(pod: Json, sidecar: Json) -> None:
+    """LiteLLM's hook waits for the whole drain, and the pod's grace period for both."""
+    drain_s = stopping_s(environment_of(sidecar))
+    hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    match = re.search(r"monotonic\(\) \+ (\d+)", hook)
+    assert match is not None
+
+    assert drain_s < float(match[1]) < pod["terminationGracePeriodSeconds"]
+    compile(hook, "preStop", "exec")
+    compile(sidecar["lifecycle"]["preStop"]["exec"]["command"][-1], "preStop", "exec")
+
+
+def test_probes_of_the_sidecar_ask_its_admin_port(sidecar: Json) -> None:
+    """Readiness alone depends on LiteLLM."""
+    paths = {}
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert sidecar[name]["httpGet"]["port"] == "sidecar-metrics"
+        paths[name] = sidecar[name]["httpGet"]["path"]
+
+    assert paths == {
+        "startupProbe": "/healthz",
+        "livenessProbe": "/healthz",
+        "readinessProbe": "/readyz",
+    }
+
+
+def test_sidecar_of_the_pod_has_no_privileges(sidecar: Json) -> None:
+    """The image's own user, nothing writable, no capabilities."""
+    context = sidecar["securityContext"]
+
+    assert f"USER {context['runAsUser']}:{context['runAsGroup']}\n" in DOCKERFILE.read_text()
+    assert context["runAsNonRoot"] is True
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_service_leads_to_the_sidecar_alone(pod: Json, sidecar: Json) -> None:
+    """All its ports are the sidecar's, and none is one that LiteLLM's ServiceMonitor takes."""
+    deployment, service = read(MANIFEST)
+    names = {port["name"] for port in sidecar["ports"]}
+
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == names
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["metadata"]["labels"] != deployment["metadata"]["labels"]
+    ports = [*sidecar["ports"], *pod["containers"][0]["ports"], *service["spec"]["ports"]]
+    assert all(port["name"] != "http" and len(port["name"]) <= 15 for port in ports)
+
+
+# Prometheus
+
+
+def promtool(*arguments: str) -> None:
+    """Run promtool where the Prometheus files are."""
+    program = require(shutil.which("promtool"), "promtool")
+
+    run(program, *arguments, directory=DEPLOY / "prometheus")
+
+
+def test_prometheus_configuration_is_valid() -> None:
+    """promtool accepts it and the rules that it names."""
+    promtool("check", "config", "prometheus.yml")
+
+
+def test_recording_rules_are_valid() -> None:
+    """promtool finds nothing to say about them."""
+    promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml")
+
+
+def test_recording_rules_compute_what_they_say() -> None:
+    """The unit tests beside them pass."""
+    promtool("test", "rules", "rules_test.yml")
+
+
+def test_prometheus_scrapes_often_enough_for_the_last_scrape() -> None:
+    """The sidecar's wait at its end is longer than the interval."""
+    (config,) = read(DEPLOY / "prometheus" / "prometheus.yml")
+    interval = float(config["global"]["scrape_interval"].removesuffix("s"))
+
+    assert interval < Settings.model_fields["final_scrape_wait_s"].default
+
+
+def test_scrape_keeps_one_meaning_for_each_name() -> None:
+    """LiteLLM's own series of the three names go, and nothing else of it; the sidecar's stay."""
+    (config,) = read(DEPLOY / "prometheus" / "prometheus.yml")
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+
+    def dropped(job: str, name: str) -> bool:
+        rules = jobs[job]["metric_relabel_configs"]
+        assert all(rule["action"] == "drop" for rule in rules)
+        return any(re.fullmatch(rule["regex"], name) for rule in rules)
+
+    for stem in ("cached_tokens", "cache_hits", "cache_misses"):
+        assert dropped("litellm", f"litellm_{stem}_metric_total")
+        assert not dropped("litellm-sidecar", f"litellm_{stem}_metric_total")
+    assert not dropped("litellm", "litellm_spend_metric_total")
+    assert not dropped("litellm", "litellm_provider_cache_read_input_tokens_metric_total")
+    assert not dropped("litellm-sidecar", "litellm_sidecar_input_tokens_total")
+    assert dropped("litellm-sidecar", "litellm_sidecar_input_tokens_created")
