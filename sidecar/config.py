@@ -231,7 +231,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     warnings = []
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known and not links.match(name):
-            close = difflib.get_close_matches(name.upper(), known, n=1)
+            close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else ""
             warnings.append(f"{name} is not a setting{hint}")
     return warnings

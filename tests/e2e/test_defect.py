@@ -77,10 +77,11 @@ def played(
     litellm: LiteLLM,
     front: SidecarProcess,
     prometheus: Prometheus,
-) -> Iterator[Played]:
+) -> Played:
     """Play all scripts of one mode through the sidecar."""
     stream = request.param == "sse"
-    prometheus.wait_for_scrapes(1)
+    # What other tests did must have been shown at its value, not only at zero.
+    prometheus.wait_for_scrapes(3)
     sidecar, own = snapshot(prometheus)
     true: Counter[Key] = Counter()
     calls = 0
@@ -114,7 +115,7 @@ def played(
     sidecar_after, own_after = snapshot(prometheus)
     sidecar_after.subtract(sidecar)
     own_after.subtract(own)
-    yield Played(stream, calls, true, sidecar_after, own_after)
+    return Played(stream, calls, true, sidecar_after, own_after)
 
 
 @pytest.mark.parametrize(("model", "team"), CALLS)

@@ -1,0 +1,193 @@
+"""Starting and stopping, as a process, and the admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.bodies import stream
+from tests.support.process import free_port
+from tests.support.running import running, sidecar_process, until
+from tests.support.wire import Received, ask, read_answer, upstream
+
+pytestmark = pytest.mark.anyio
+
+POST = (
+    b"POST /v1/messages HTTP/1.1\r\nHost: llm.test\r\nContent-Length: 14\r\n\r\n"
+    + b'{"model": "m"}'
+)
+STREAM = stream({"input_tokens": 7, "output_tokens": 1, "cache_read_input_tokens": 2101}, {})
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(
+    STREAM
+)
+CACHED = "litellm_cached_tokens_metric_total{"
+PROMETHEUS = {"x-prometheus-scrape-timeout-seconds": "10"}
+
+
+def log_of(directory: Path) -> list[dict[str, object]]:
+    lines = (directory / "sidecar.log").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+async def get(url: str, **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return await client.get(url, headers=headers)
+
+
+async def test_sigterm_drains(tmp_path: Path) -> None:
+    """A running stream ends whole, /readyz says 503 meanwhile, a last scrape sees the final
+    counts, and the process ends with 0."""
+    go = asyncio.Event()
+
+    async def serve(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + STREAM[:200])
+        await go.wait()
+        writer.write(STREAM[200:])
+
+    async with upstream(serve) as up:
+        settings = {
+            "SIDECAR_UPSTREAM": up.url,
+            "SIDECAR_DRAIN_DELAY_S": "0.3",
+            "SIDECAR_DRAIN_TIMEOUT_S": "10",
+            "SIDECAR_FINAL_SCRAPE_WAIT_S": "10",
+        }
+        with sidecar_process(tmp_path, settings) as side:
+            await get(f"{side.admin_url}/metrics", **PROMETHEUS)
+            reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+            writer.write(POST)
+            await reader.readuntil(b"\r\n\r\n")
+            side.process.send(signal.SIGTERM)
+            await asyncio.to_thread(_await_refusal, side.port)
+            ready = await get(f"{side.admin_url}/readyz")
+            assert (ready.status_code, ready.text) == (503, "draining\n")
+            go.set()
+            assert (await reader.readexactly(len(STREAM))) == STREAM
+            writer.close()
+            scrapes = []
+            with contextlib.suppress(httpx.TransportError):
+                for _ in range(500):
+                    scrapes.append(await get(f"{side.admin_url}/metrics", **PROMETHEUS))
+                    await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(side.process.exit_code, timeout_s=10) == 0
+    cached = [line for line in scrapes[-1].text.splitlines() if line.startswith(CACHED)]
+    assert [line.rsplit(" ", 1)[1] for line in cached] == ["2101.0"]
+    events = [line["event"] for line in log_of(tmp_path)]
+    assert events[-4:] == ["draining", "drained", "final_scrape", "stopped"]
+
+
+def _await_refusal(port: int) -> None:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("new connections are still taken")
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["time-out", "second signal"])
+async def test_stream_that_does_not_end_is_cut(tmp_path: Path, twice: bool) -> None:
+    """When the time is up, or at a second signal, what still runs is cut, and counted."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + STREAM[:200])
+        await asyncio.sleep(3600)
+
+    async with upstream(serve) as up:
+        timeout = "60" if twice else "0.5"
+        settings = {"SIDECAR_UPSTREAM": up.url, "SIDECAR_DRAIN_TIMEOUT_S": timeout}
+        with sidecar_process(tmp_path, settings) as side:
+            reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+            writer.write(POST)
+            await reader.readuntil(b"\r\n\r\n")
+            side.process.send(signal.SIGTERM)
+            if twice:
+                await asyncio.to_thread(_await_refusal, side.port)
+                side.process.send(signal.SIGTERM)
+            assert await asyncio.to_thread(side.process.exit_code, timeout_s=10) == 0
+            assert await reader.read() == STREAM[:200]
+            writer.close()
+    (drained,) = [line for line in log_of(tmp_path) if line["event"] == "drained"]
+    assert drained["cut"] == 1
+
+
+@pytest.mark.parametrize("setting", ["SIDECAR_PORT", "SIDECAR_ADMIN_PORT"])
+def test_port_that_is_taken(tmp_path: Path, setting: str) -> None:
+    """A port that is taken ends the start with 1 and says which it is."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with sidecar_process(tmp_path, {setting: port}, wait=False) as side:
+            assert side.process.exit_code(timeout_s=10) == 1
+    said = (tmp_path / "sidecar.log").read_text()
+    assert f"cannot listen on 127.0.0.1:{port} ({setting})" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"SIDECAR_DRAIN_DELAY_S": "x", "SIDECAR_UPSTREAM": "y"}, "SIDECAR_DRAIN_DELAY_S='x'"),
+        ({"SIDECAR_TEAM_FILE": "teams.json"}, "teams.json: must be one mapping"),
+    ],
+)
+def test_broken_settings(tmp_path: Path, settings: dict[str, str], said: str) -> None:
+    """Settings that cannot be used end the start with 2 and a sentence for each."""
+    (tmp_path / "teams.json").write_text("[]")
+    with sidecar_process(tmp_path, settings, wait=False) as side:
+        assert side.process.exit_code(timeout_s=10) == 2
+    assert said in (tmp_path / "sidecar.log").read_text()
+
+
+async def test_no_upstream(tmp_path: Path) -> None:
+    """Without LiteLLM the start says so, /readyz says 503 and why, /healthz is fine."""
+    address = f"http://127.0.0.1:{free_port()}"
+    with sidecar_process(tmp_path, {"SIDECAR_UPSTREAM": address, "SIDECAR_X": "1"}) as side:
+        ready = await get(f"{side.admin_url}/readyz")
+        assert (ready.status_code, "connect_failed" in ready.text) == (503, True)
+        assert (await get(f"{side.admin_url}/healthz")).status_code == 200
+        assert (await ask(("127.0.0.1", side.port), POST)).status == 502
+    events = {line["event"]: line for line in log_of(tmp_path)}
+    assert "SIDECAR_UPSTREAM" in str(events["upstream_unreachable"]["reason"])
+    assert events["unknown_setting"]["detail"] == "SIDECAR_X is not a setting"
+
+
+async def test_team_file_is_read_again(tmp_path: Path) -> None:
+    """A file that changes is read again; a broken one keeps the old map and is counted."""
+    path = tmp_path / "teams.json"
+    path.write_text("{}")
+    async with upstream(HEAD + STREAM) as up, running(up.url, team_file=path) as side:
+        reloads = "litellm_sidecar_team_file_reloads_total"
+        assert side.value(reloads, result="success") == 1
+        path.write_text("{ broken")
+        await until(lambda: side.value(reloads, result="failure") == 1)
+        path.write_text('{"' + "0" * 64 + '": "red"}')
+        await until(lambda: side.value(reloads, result="success") == 2)
+
+
+async def test_metrics_in_both_formats() -> None:
+    """/metrics speaks text and OpenMetrics, gzipped when asked, with the process's own."""
+    async with upstream(HEAD + STREAM) as up, running(up.url) as side:
+        reader, writer = await asyncio.open_connection(*side.host)
+        writer.write(POST)
+        await read_answer(reader)
+        writer.close()
+        text = await get(f"{side.admin_url}/metrics")
+        accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+        openmetrics = await get(f"{side.admin_url}/metrics", accept=accept)
+        page = await get(f"{side.admin_url}/")
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert text.headers["content-encoding"] == "gzip"
+    assert "process_resident_memory_bytes" in text.text
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.count("# EOF") == 1
+    assert openmetrics.text.endswith("# EOF\n")
+    assert "litellm_cached_tokens_metric_total" in text.text
+    assert (page.status_code, "/metrics" in page.text) == (200, True)
