@@ -34,13 +34,14 @@ class Child:
     from 1; `created` the Unix time of that.
     """
 
-    __slots__ = ("born", "created", "text", "values")
+    __slots__ = ("born", "created", "created_text", "text", "values")
 
     def __init__(self, values: tuple[str, ...], text: str, born: int, created: float) -> None:
         self.values = values
         self.text = text
         self.born = born
         self.created = created
+        self.created_text: str = floatToGoString(created)
 
 
 class Value(Child):

@@ -85,7 +85,7 @@ def test_slices_are_short() -> None:
         family.child(str(number))
     for openmetrics in (False, True):
         slices = list(render(store, EMPTY, openmetrics=openmetrics))
-        assert max(piece.count(b"\n") for piece in slices) <= 2002
+        assert max(piece.count(b"\n") for piece in slices) <= 502
         assert sum(piece.count(b"\n") for piece in slices) >= 30_000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from urllib.parse import urlsplit
 
@@ -72,23 +73,29 @@ async def test_the_provider_sees_it_within_100_ms(clouds: Clouds) -> None:
 
 
 async def test_through_litellm(clouds: Clouds, litellm: LiteLLM, front: SidecarProcess) -> None:
-    """Through LiteLLM 1.100 the provider is stopped as if the client had been LiteLLM's own.
-    1.83 goes on to the end whoever leaves. The sidecar counts what was read in either case."""
-    model = "claude-direct"
+    """Through LiteLLM 1.100 the provider is stopped within 100 ms, too. 1.83 lets the provider
+    go on to the end, whoever leaves. The sidecar counts what was read in either case."""
+    model, cached = "claude-direct", "litellm_cached_tokens_metric_total"
     body = body_for(model, f"leaving {litellm.version}", tokens=1777, stream=True)
     await send(front.url, post(body, RED.key))
-    cached = await counted(front, "litellm_cached_tokens_metric_total", model=model)
-    body["messages"][0]["content"] = "Go on. [[event-gap-ms 20]] [[many-events 100]]"
+    partial = {"model": model, "status": "partial"}
+    before = await counted(front, cached, model=model)
+    before_partial = await counted(front, "litellm_sidecar_observations_total", **partial)
+    body["messages"][0]["content"] = "Go on. [[event-gap-ms 20]] [[many-events 25]]"
     late = []
-    for url in (litellm.url, front.url):
+    # The first, without the sidecar, shows that it is LiteLLM; what it does late for the first
+    # time (it imports at need) is not held against anybody.
+    for url in (litellm.url, front.url, front.url, front.url):
         at = len(clouds.books.entries)
         left_at = await leave_after_start(url, post(body, RED.key))
+        assert clouds.books.entries[at].cache_read_input_tokens == 1777
         if litellm.version == "1.83.10":
             await until(lambda at=at: clouds.books.entries[at].completed)
-            late.append(0.0)
+            assert clouds.books.entries[at].closed_at is None
         else:
             await until(lambda at=at: clouds.books.entries[at].closed_at is not None)
-            late.append(clouds.books.entries[at].closed_at - left_at)  # type: ignore[operator]
-        assert clouds.books.entries[at].cache_read_input_tokens == 1777
-    print(late)
-    assert await counted(front, "litellm_cached_tokens_metric_total", model=model) == cached + 1777
+            late.append((clouds.books.entries[at].closed_at or math.inf) - left_at)
+    assert await counted(front, cached, model=model) == before + 3 * 1777
+    grown = await counted(front, "litellm_sidecar_observations_total", **partial) - before_partial
+    assert grown == 3
+    assert max(late[1:], default=0) < 0.1, late
