@@ -61,8 +61,8 @@ async def test_the_provider_sees_it_within_100_ms(clouds: Clouds) -> None:
             assert entry.cache_read_input_tokens == 1500
             partial = {"model": "claude-left", "status": "partial"}
             await until(
-                lambda number=number: (
-                    side.value("litellm_sidecar_observations_total", **partial) == number
+                lambda number=number, labels=partial: (
+                    side.value("litellm_sidecar_observations_total", **labels) == number
                 )
             )
             assert side.value("litellm_cached_tokens_metric_total") == 1500 * number
