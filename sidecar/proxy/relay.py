@@ -203,6 +203,11 @@ class _Exchange:
             return Refusal(400, "bad_host", "The request needs exactly one Host header.")
         bound = self._relay.max_request_body_bytes
         length = header(self._headers, b"content-length")
+        has_body = length is not None or header(self._headers, b"transfer-encoding") is not None
+        if has_body and header(self._headers, b"upgrade") is not None:
+            # uvicorn drops the body of such a request, and would take what comes of it later
+            # for a request of its own (Kludex/uvicorn#2722): the connection has to end here.
+            return Refusal(400, "upgrade_with_body", "An upgrade cannot be asked for with a body.")
         if bound is not None and length is not None and int(length) > bound:
             return _too_large()
         return None
@@ -389,8 +394,8 @@ class _Exchange:
             (b"content-length", b"%d" % len(body)),
             (b"x-sidecar-error", refusal.reason.encode()),
         ]
-        if header(self._headers, b"expect") is not None:
-            # The client may or may not send the body that it announced.
+        if refusal.reason == "upgrade_with_body" or header(self._headers, b"expect") is not None:
+            # Whether what comes next is a body or a request, nobody could tell.
             headers.append((b"connection", b"close"))
         self._ended = True
         self._account(End.COMPLETE)

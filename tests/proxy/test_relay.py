@@ -556,6 +556,29 @@ async def test_body_over_the_limit_with_expect_closes() -> None:
         assert (answer.status, answer.header(b"connection")) == (413, b"close")
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["one segment", "two segments"])
+async def test_body_behind_an_upgrade_is_never_taken_for_a_request(together: bool) -> None:
+    """A request that offers an upgrade and has a body is refused, and its connection ends."""
+    smuggled = get(b"/smuggled")
+    head = get(
+        b"/v1/messages",
+        b"Connection: upgrade",
+        b"Upgrade: h2c",
+        b"Content-Length: %d" % len(smuggled),
+        method=b"POST",
+    )
+    async with upstream(response(b"ok")) as up, running(up.url) as side:
+        reader, writer = await asyncio.open_connection(*side.host)
+        writer.write(head + smuggled if together else head)
+        answer = await read_answer(reader)
+        assert (answer.status, answer.header(b"x-sidecar-error")) == (400, b"upgrade_with_body")
+        if not together:
+            writer.write(smuggled)
+        assert await reader.read() == b""
+        writer.close()
+    assert up.received == []
+
+
 # X-Forwarded-*
 
 FORGED = (
