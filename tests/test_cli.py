@@ -1,0 +1,91 @@
+"""The commands that look at something: inspect, check, healthcheck."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.bodies import message, stream
+from tests.support.process import free_port
+from tests.support.running import ROOT, sidecar_process
+
+USAGE = {
+    "input_tokens": 7,
+    "output_tokens": 16,
+    "cache_read_input_tokens": 0,
+    "cache_creation_input_tokens": 2101,
+    "cache_creation": {"ephemeral_5m_input_tokens": 2101, "ephemeral_1h_input_tokens": 0},
+}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | settings
+    command = [sys.executable, "-m", "sidecar", *arguments]
+    return subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True, timeout=30
+    )
+
+
+def test_inspect_prints_what_the_wire_said(tmp_path: Path) -> None:
+    """One JSON object a line, with null where nothing was said."""
+    files = {
+        "a.json": message(USAGE),
+        "b.sse": stream({"input_tokens": 7, "cache_read_input_tokens": 5}, {"output_tokens": 3}),
+        "c.json": b'{"type":"error","error":{"type":"api_error","message":"x"}}',
+        "d.json": message({"input_tokens": 1, "cache_read_input_tokens": 0}),
+    }
+    for name, body in files.items():
+        (tmp_path / name).write_bytes(body)
+    done = run("inspect", "--json", *(str(tmp_path / name) for name in files))
+    assert done.returncode == 0
+    first, second, third, fourth = map(json.loads, done.stdout.splitlines())
+    assert first == {
+        "file": str(tmp_path / "a.json"),
+        "status": "complete",
+        "outcome": "write",
+        "usage": {
+            "input_tokens": 7,
+            "output_tokens": 16,
+            "cache_read_input_tokens": 0,
+            "cache_creation_input_tokens": 2101,
+            "ephemeral_5m_input_tokens": 2101,
+            "ephemeral_1h_input_tokens": 0,
+        },
+    }
+    assert (second["status"], second["outcome"]) == ("complete", "hit")
+    assert second["usage"]["cache_creation_input_tokens"] is None
+    assert (third["status"], third["outcome"]) == ("error", None)
+    assert set(third["usage"].values()) == {None}
+    assert (fourth["status"], fourth["outcome"]) == ("complete", "unknown")
+    assert "write_5m 2101" in run("inspect", str(tmp_path / "a.json")).stdout
+
+
+def test_wrong_usage_ends_with_2(tmp_path: Path) -> None:
+    """A file that is not there, a route that is not observed, and no command at all."""
+    (tmp_path / "a.json").write_text("{}")
+    assert run("inspect", str(tmp_path / "absent.json")).returncode == 2
+    done = run("inspect", "--route", "/v1/models", str(tmp_path / "a.json"))
+    assert (done.returncode, "not an observed route" in done.stderr) == (2, True)
+    assert run("nonsense").returncode == 2
+
+
+def test_check_and_healthcheck(tmp_path: Path) -> None:
+    """Both say what they found, with 0 where all is well and 1 where it is not."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    failed = run("check", SIDECAR_UPSTREAM=nobody)
+    assert (failed.returncode, "LiteLLM does not answer" in failed.stderr) == (1, True)
+    assert run("check", SIDECAR_PORT="x").returncode == 2
+    assert run("healthcheck", SIDECAR_ADMIN_PORT=str(free_port())).returncode == 1
+    with sidecar_process(tmp_path, {"SIDECAR_UPSTREAM": nobody}) as side:
+        admin = {"SIDECAR_ADMIN_PORT": str(side.admin_port)}
+        healthy = run("healthcheck", **admin)
+        assert (healthy.returncode, healthy.stdout) == (0, "ok\n")
+        unready = run("healthcheck", "--ready", **admin)
+        assert (unready.returncode, "503" in unready.stderr) == (1, True)
+        passed = run("check", SIDECAR_UPSTREAM=side.admin_url)
+        assert (passed.returncode, "ok: LiteLLM answers" in passed.stdout) == (0, True)
+        assert "SIDECAR_LABELS=model,team_alias,provider" in passed.stdout
