@@ -32,7 +32,7 @@ from sidecar.observe.sse import Event, EventFinder
 
 __all__ = ["MAX_JSON_BYTES", "outcome_of", "tap_for"]
 
-MAX_JSON_BYTES = 8 * 1024 * 1024
+MAX_JSON_BYTES = 4 * 1024 * 1024
 """Longest JSON body that is read, in bytes after decoding. The longest answer of a current
 model, 128k tokens of text, is about 1 MB; results of server tools add to that."""
 
@@ -176,6 +176,10 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     if content_type == b"text/event-stream":
         reader = _StreamReader(_DIALECTS[dialect])
     elif content_type == b"application/json" or content_type.endswith(b"+json"):
+        length = header(headers, b"content-length") or b""
+        if length.isdigit() and int(length) > MAX_JSON_BYTES:
+            # It would be given up in the end: not even its beginning is kept.
+            return _Nothing(Status.OVERSIZED, "the body is larger than the bound")
         reader = _JsonReader(_DIALECTS[dialect])
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"

@@ -31,8 +31,7 @@ def sidecar(clouds: Clouds, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def client(url: str, key: str = "sk-sdk-1") -> anthropic.Anthropic:
-    # The SDK takes a whole answer as it was sent, and repeats nothing: what is shown is the
-    # sidecar's doing.
+    # Without its own repetitions, so that an error is shown and not mended.
     return anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, timeout=20)
 
 

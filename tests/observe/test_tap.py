@@ -67,6 +67,8 @@ def test_largest_json_is_read() -> None:
     body += b" " * (MAX_JSON_BYTES - len(body))
     assert observe(body, JSON).status is Status.COMPLETE
     assert observe(body + b" ", JSON).status is Status.OVERSIZED
+    announced = [*JSON, (b"content-length", b"%d" % (MAX_JSON_BYTES + 1))]
+    assert observe(body[:100], announced).status is Status.OVERSIZED
 
 
 def test_huge_delta_is_skipped_and_the_rest_is_read() -> None:
