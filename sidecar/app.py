@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from sidecar.observe.request import BodyReader
 from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.headers import ForwardedRule
 from sidecar.proxy.relay import Relay
-from sidecar.proxy.transport import Timeouts, Upstream
+from sidecar.proxy.transport import Timeouts, Transport
 
 __all__ = ["Sidecar"]
 
@@ -88,14 +89,16 @@ class Sidecar:
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
-        self.upstream = Upstream(
+        self.upstream = Transport(
             settings.upstream,
             Timeouts(
                 connect_s=settings.connect_timeout_s or None,
                 first_byte_s=settings.first_byte_timeout_s or None,
                 idle_s=settings.idle_timeout_s or None,
             ),
-            ca_file=str(settings.upstream_ca_file) if settings.upstream_ca_file else None,
+            tls=ssl.create_default_context(cafile=settings.upstream_ca_file)
+            if settings.upstream_ca_file
+            else None,
         )
         self.readiness = Readiness(self._probe, time.monotonic)
         self.relay = Relay(

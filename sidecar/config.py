@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     upstream: str = _setting(
         "http://127.0.0.1:4000",
         "LiteLLM's address.",
-        "http://HOST:PORT or https://HOST:PORT, without a path",
+        "http://HOST:PORT or https://HOST:PORT, without a path, or unix:/PATH",
     )
     upstream_ca_file: Path | None = _setting(
         None,
@@ -115,6 +115,25 @@ class Settings(BaseSettings):
         "Time between two pieces of an answer; then it is cut.",
         "seconds; 0 for no limit",
     )
+    max_connections: Annotated[int, Field(ge=0)] = _setting(
+        0, "Client connections held at once; one more gets 503.", "0 or more; 0 for no limit"
+    )
+    max_head_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = _setting(
+        64 * 1024,
+        "Longest request head; a longer one gets 431. LiteLLM's own server takes 16 KiB.",
+        "bytes, 1024 to 1048576",
+    )
+    head_timeout_s: _Seconds = _setting(
+        60.0,
+        "Time for a client to send the head of a request; then 408.",
+        "seconds; 0 for no limit",
+    )
+    stall_timeout_s: _Seconds = _setting(
+        300.0,
+        "How long a client may stop sending a request's body, or taking an answer; then its "
+        "connection is closed.",
+        "seconds; 0 for no limit",
+    )
     keep_alive_timeout_s: Annotated[int, Field(ge=1, le=86_400)] = _setting(
         75,
         "How long an idle client connection is kept. Longer than the load balancer's.",
@@ -141,6 +160,10 @@ class Settings(BaseSettings):
     @classmethod
     def _check_upstream(cls, value: str) -> str:
         parts = urlsplit(value)
+        if parts.scheme == "unix":
+            if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:
+                raise ValueError("not the path of a socket")
+            return value
         bare = parts.path in ("", "/") and not parts.query and not parts.fragment
         named = parts.hostname and "@" not in parts.netloc
         if parts.scheme not in ("http", "https") or not named or not bare:

@@ -23,6 +23,7 @@ __all__ = [
     "Observer",
     "Outcome",
     "RawHeaders",
+    "RefusalReason",
     "RequestFacts",
     "RequestReader",
     "Route",
@@ -130,6 +131,25 @@ class UpstreamFault(StrEnum):
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
     IDLE_TIMEOUT = "idle_timeout"
     BODY_CUT = "body_cut"
+
+
+class RefusalReason(StrEnum):
+    """Why the sidecar itself turned a client away, before anything reached the upstream."""
+
+    BAD_REQUEST = "bad_request"
+    BAD_HOST = "bad_host"
+    BAD_TARGET = "bad_target"
+    BAD_BODY = "bad_body"
+    BAD_TRANSFER_ENCODING = "bad_transfer_encoding"
+    UNKNOWN_TRANSFER_ENCODING = "unknown_transfer_encoding"
+    CONNECT = "connect"
+    HTTP_VERSION = "http_version"
+    HEAD_TOO_LARGE = "head_too_large"
+    REQUEST_TOO_LARGE = "request_too_large"
+    SLOW_HEAD = "slow_head"
+    SLOW_BODY = "slow_body"
+    SLOW_READER = "slow_reader"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +304,9 @@ class Accounts(Protocol):
 
     def submit(self, exchange: Exchange) -> None:
         """Take an exchange at its end, once for each `begin`."""
+
+    def refuse(self, reason: RefusalReason) -> None:
+        """Note that a client was turned away."""
 
     def contain(self, room: str, exc: Exception) -> None:
         """Note a fault that was kept from reaching a response."""

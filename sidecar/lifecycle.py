@@ -12,15 +12,18 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
+from sidecar.proxy.edge import Edge, Limits, Patrol
 
 __all__ = ["Lifecycle"]
 
@@ -31,6 +34,8 @@ _SCRAPED_LATELY_S = 120.0
 _CANCELLED_TASKS_S = 2.0
 """How long tasks that were cut may take to account for their exchanges."""
 _BACKLOG = 2048
+_ADMIN_KEEP_ALIVE_S = 75
+"""Longer than the interval at which Prometheus usually scrapes."""
 
 
 class _Server(uvicorn.Server):
@@ -78,12 +83,18 @@ class Lifecycle:
             StartError: a server ended by itself.
         """
         sidecar, settings = self._sidecar, self._settings
-        data = _server(
-            sidecar.relay,
-            keep_alive_s=settings.keep_alive_timeout_s,
-            drain_s=settings.drain_timeout_s,
+        limits = Limits(
+            max_connections=settings.max_connections or None,
+            max_head_bytes=settings.max_head_bytes,
+            head_timeout_s=settings.head_timeout_s or None,
+            stall_timeout_s=settings.stall_timeout_s or None,
+            keep_alive_timeout_s=settings.keep_alive_timeout_s,
         )
-        admin = _server(sidecar.admin, keep_alive_s=settings.keep_alive_timeout_s, drain_s=1)
+        edge = partial(Edge, limits=limits, refused=sidecar.ledger.refuse)
+        # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
+        data = _server(sidecar.relay, http=edge, drain_s=None)
+        admin = _server(sidecar.admin, http=HttpToolsProtocol, drain_s=1)
+        patrol_task = asyncio.create_task(Patrol(data.server_state.connections).run())
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
         watch_task = asyncio.create_task(sidecar.watch())
@@ -110,6 +121,7 @@ class Lifecycle:
                 server.should_exit = True
             await asyncio.gather(data_task, admin_task, return_exceptions=True)
             watch_task.cancel()
+            patrol_task.cancel()
             await sidecar.aclose()
 
     async def _drain(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
@@ -121,16 +133,17 @@ class Lifecycle:
             await self._pause(settings.drain_delay_s)
         running = set(data.server_state.tasks)
         data.should_exit = True
-        await _first(data_task, self._now.wait())
-        if not data_task.done():
-            data.force_exit = True
-        await data_task
-        cut = {task for task in data.server_state.tasks if not task.done()}
+        await _first(data_task, self._now.wait(), asyncio.sleep(settings.drain_timeout_s))
+        cut = set(data.server_state.tasks)
         for task in cut:
             task.cancel()
         if cut:
-            # uvicorn does not wait for the tasks that it cancels.
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
+        # What is left are clients that do not take the end of their answers.
+        for connection in list(data.server_state.connections):
+            cast("Edge", connection).transport.abort()
+        data.force_exit = True
+        await data_task
         ended_at = monotonic()
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
         if terminated:
@@ -155,10 +168,11 @@ class Lifecycle:
             await asyncio.wait_for(self._now.wait(), seconds)
 
 
-def _server(app: ASGIApp, *, keep_alive_s: int, drain_s: float) -> _Server:
+def _server(app: ASGIApp, *, http: Callable[..., asyncio.Protocol], drain_s: int | None) -> _Server:
     config = uvicorn.Config(
         cast("Any", app),
-        http="httptools",
+        # Annotated as a class, but only ever called.
+        http=cast("Any", http),
         ws="none",
         loop="none",
         lifespan="off",
@@ -172,9 +186,8 @@ def _server(app: ASGIApp, *, keep_alive_s: int, drain_s: float) -> _Server:
         forwarded_allow_ips="",
         workers=1,
         backlog=_BACKLOG,
-        timeout_keep_alive=keep_alive_s,
-        # Annotated as an int, but only ever handed to asyncio.wait_for.
-        timeout_graceful_shutdown=cast("int", drain_s),
+        timeout_keep_alive=_ADMIN_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=drain_s,
     )
     return _Server(config)
 

@@ -28,6 +28,7 @@ from sidecar.exchange import (
     InputClass,
     Observation,
     Outcome,
+    RefusalReason,
     RequestFacts,
     Route,
     Status,
@@ -154,6 +155,8 @@ class Ledger:
         metrics.client_disconnects.child(Route.MESSAGES)
         for fault in UpstreamFault:
             metrics.upstream_failures.child(fault)
+        for reason in RefusalReason:
+            metrics.refusals.child(reason)
         for room in ("proxy", "observe", "account"):
             metrics.internal_errors.child(room)
         for label in (*self._names_kept, "series"):
@@ -189,6 +192,10 @@ class Ledger:
             metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
             self._record(exchange, observation)
+
+    def refuse(self, reason: RefusalReason) -> None:
+        """Count a client that was turned away."""
+        self._metrics.refusals.child(reason).value += 1
 
     def contain(self, room: str, exc: Exception) -> None:
         """Count a fault that was kept from reaching a response; log the first of each kind."""

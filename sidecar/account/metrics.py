@@ -102,6 +102,11 @@ class Metrics:
             "Exchanges that the client left before their end.",
             ("route",),
         )
+        self.refusals = store.counter(
+            f"{PREFIX}refusals",
+            "Requests and connections that the sidecar itself turned away, by reason.",
+            ("reason",),
+        )
         self.label_overflows = store.counter(
             f"{PREFIX}label_overflows",
             "Exchanges counted under other because a label had reached its limit of values, "

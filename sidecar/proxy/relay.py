@@ -1,22 +1,18 @@
 """The HTTP path: one request in, the upstream's answer out, byte for byte.
 
 Read `_Exchange.run` from the top: it names what happens to an exchange in order. What this
-module knows is ASGI and the order of things; header rules are in `headers`, the way to the
-upstream in `transport`. It must not know what a usage is: it shows each chunk to a tap after
-the chunk was sent on, and hands the accounts one record at the end. Neither can fail, delay
-or alter a response.
+module knows is the order of things; header rules are in `headers`, the client's end of the
+wire is in `edge`, the way to the upstream in `transport`. It must not know what a usage is: it
+shows each piece to a tap after the piece was sent on, and hands the accounts one record at the
+end. Neither can fail, delay or alter a response.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from time import perf_counter
-from typing import Any
 
-import httpx
 from starlette.types import Message, Receive, Scope, Send
 
 from sidecar.errors import UpstreamError
@@ -26,6 +22,7 @@ from sidecar.exchange import (
     Exchange,
     Observation,
     Observer,
+    RefusalReason,
     RequestFacts,
     RequestReader,
     Status,
@@ -33,9 +30,11 @@ from sidecar.exchange import (
     UpstreamFault,
     header,
 )
+from sidecar.proxy.edge import Downstream, downstream_of
 from sidecar.proxy.headers import ForwardedRule, request_headers, response_headers
+from sidecar.proxy.refusal import Refusal
 from sidecar.proxy.routes import classify
-from sidecar.proxy.transport import Upstream, UpstreamResponse
+from sidecar.proxy.transport import Transport, UpstreamResponse
 
 __all__ = ["Relay"]
 
@@ -57,10 +56,9 @@ _MESSAGES = {
     UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
     UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
 }
-# The types that each API's clients map to exceptions of their own:
-# docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
-_ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
-_OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
+_TOO_LARGE = Refusal(
+    413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."
+)
 
 
 class _ClientLeftError(Exception):
@@ -69,35 +67,6 @@ class _ClientLeftError(Exception):
 
 class _TooLargeError(Exception):
     """The request's body is larger than the bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer of our own: nothing came, or nothing usable, from the upstream."""
-
-    status_code: int
-    reason: str
-    """Value of `x-sidecar-error`."""
-    message: str
-    """For a person; names no host."""
-
-    def body(self, *, anthropic: bool) -> bytes:
-        """Write the error in the route's dialect."""
-        error: dict[str, Any]
-        if anthropic:
-            kind = _ANTHROPIC_TYPES.get(self.status_code, "api_error")
-            error = {"type": "error", "error": {"type": kind, "message": self.message}}
-        else:
-            kind = _OPENAI_TYPES.get(self.status_code, "api_error")
-            error = {
-                "error": {
-                    "message": self.message,
-                    "type": kind,
-                    "param": None,
-                    "code": self.reason,
-                }
-            }
-        return json.dumps(error).encode()
 
 
 class Relay:
@@ -113,7 +82,7 @@ class Relay:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: Transport,
         observer: Observer,
         accounts: Accounts,
         forwarded: ForwardedRule,
@@ -135,19 +104,19 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
+        self._began = perf_counter()
         self._relay = relay
         self._scope = scope
         self._receive = receive
         self._send = send
-        # uvicorn goes on adding to its own list: request trailers.
-        self._headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        self._client = downstream_of(scope)
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._method: str = scope["method"]
         self._info = classify(self._method, scope["path"])
         self._reader: RequestReader | None = None
         self._tap: Tap | None = None
         self._response: UpstreamResponse | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._began = perf_counter()
+        self._task: asyncio.Task[None] | None = None
         self._overhead_s = 0.0
         self._first_byte_s: float | None = None
         self._first_token_s: float | None = None
@@ -155,30 +124,27 @@ class _Exchange:
         self._upstream_fault: UpstreamFault | None = None
         self._head_sent = False
         self._client_left = False
-        self._ended = False
         self._accounted = False
 
     async def run(self) -> None:
         """Relay the exchange, and account for it however it ends."""
         end = End.UPSTREAM_CUT
         self._relay.accounts.begin(self._info.route)
+        self._task = asyncio.current_task()
+        self._client.on_left = self._leave
         try:
-            refusal = self._refusal()
-            if refusal is None:
-                await self._open()
-                await self._send_head()
-                await self._send_body()
-            else:
-                await self._refuse(refusal)
+            self._check_length()
+            await self._open()
+            await self._answer()
         except _ClientLeftError:
             end = End.CLIENT_LEFT
         except _TooLargeError:
-            await self._refuse(_too_large())
+            self._relay.accounts.refuse(RefusalReason.REQUEST_TOO_LARGE)
+            await self._refuse(_TOO_LARGE)
         except UpstreamError as error:
             await self._upstream_failed(error)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._client_left or (task is not None and task.uncancel() > 0):
+            if not self._client_left or self._task is None or self._task.uncancel() > 0:
                 raise  # the server is shutting down
             end = End.CLIENT_LEFT
         except Exception as exc:
@@ -186,42 +152,39 @@ class _Exchange:
             self._relay.accounts.contain("proxy", exc)
             await self._refuse(Refusal(502, "internal_error", "The sidecar failed."))
         finally:
-            self._ended = True
+            self._task = None
             self._account(end)
-            if self._watcher is not None:
-                self._watcher.cancel()
             if self._response is not None:
-                await self._response.aclose()
+                self._response.close()
+
+    def _leave(self) -> None:
+        """Take note that the client has left: nobody waits for the rest."""
+        self._client_left = True
+        if self._task is not None:
+            self._task.cancel()
 
     # The request
 
-    def _refusal(self) -> Refusal | None:
-        """Check what can be checked before the request is passed on."""
-        hosts = sum(name == b"host" for name, _ in self._headers)
-        if hosts > 1 or (hosts == 0 and self._scope["http_version"] == "1.1"):
-            # RFC 9112 section 3.2.
-            return Refusal(400, "bad_host", "The request needs exactly one Host header.")
-        bound = self._relay.max_request_body_bytes
-        length = header(self._headers, b"content-length")
-        has_body = length is not None or header(self._headers, b"transfer-encoding") is not None
-        if has_body and header(self._headers, b"upgrade") is not None:
-            # uvicorn drops the body of such a request, and would take what comes of it later
-            # for a request of its own (Kludex/uvicorn#2722): the connection has to end here.
-            return Refusal(400, "upgrade_with_body", "An upgrade cannot be asked for with a body.")
+    @property
+    def max_body_bytes(self) -> int | None:
+        """Longest body that is passed on; None for no bound."""
+        return self._relay.max_request_body_bytes
+
+    def _check_length(self) -> None:
+        """Refuse a request that says that it is longer than the bound."""
+        bound = self.max_body_bytes
+        length = None if bound is None else header(self._headers, b"content-length")
         if bound is not None and length is not None and int(length) > bound:
-            return _too_large()
-        return None
+            raise _TooLargeError
 
     async def _open(self) -> None:
         relay = self._relay
         scope = self._scope
-        peer = scope["client"][0] if scope.get("client") else ""
+        peer = scope["client"][0] if scope["client"] else ""
         headers = request_headers(self._headers, relay.forwarded, peer, scope["scheme"])
-        if header(headers, b"host") is None:
+        names = [name for name, _ in headers]
+        if b"host" not in names:
             headers.insert(0, (b"host", relay.upstream.authority))
-        target: bytes = scope["raw_path"]
-        if scope["query_string"]:
-            target += b"?" + scope["query_string"]
         if self._info.dialect is not None:
             try:
                 self._reader = relay.observer.read_request(
@@ -229,49 +192,37 @@ class _Exchange:
                 )
             except Exception as exc:
                 relay.accounts.contain("observe", exc)
-        body = None
-        if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
-            body = _Body(self._request_body)
-        else:
-            self._watch()
+        has_body = b"content-length" in names or b"transfer-encoding" in names
+        body = _RequestBody(self, self._client, self._receive) if has_body else None
         self._overhead_s += perf_counter() - self._began
-        self._response = await relay.upstream.open(self._method, target, headers, body)
+        self._response = await relay.upstream.open(self._method, self._client.target, headers, body)
         self._first_byte_s = perf_counter() - self._began
-        self._watch()
 
-    async def _request_body(self) -> AsyncIterator[bytes]:
-        """Yield the request's body as the client sends it, and read it behind that."""
-        bound = self._relay.max_request_body_bytes
-        size = 0
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientLeftError
-            chunk: bytes = message.get("body", b"")
-            more = message.get("more_body", False)
-            size += len(chunk)
-            if bound is not None and size > bound:
-                raise _TooLargeError
-            if chunk:
-                yield chunk
-                await self._read_request(chunk)
-        if self._reader is not None:
-            try:
-                for _ in self._reader.finish():
-                    await asyncio.sleep(0)
-            except Exception as exc:
-                self._reader_failed(exc)
-        self._watch()
+    def read_now(self, piece: bytes, last: bool) -> None:
+        """Read a short piece of the request's body."""
+        reader = self._reader
+        if reader is None:
+            return
+        try:
+            reader.feed(piece)
+            if last:
+                for _ in reader.finish():
+                    pass
+        except Exception as exc:
+            self._reader_failed(exc)
 
-    async def _read_request(self, chunk: bytes) -> None:
+    async def read_later(self, piece: bytes, *, last: bool) -> None:
+        """Read a piece of the request's body, in steps between which the loop runs."""
         if self._reader is None:
             return
         try:
-            self._reader.feed(chunk[:_STEP_BYTES])
-            for start in range(_STEP_BYTES, len(chunk), _STEP_BYTES):
-                await asyncio.sleep(0)
-                self._reader.feed(chunk[start : start + _STEP_BYTES])
+            for start in range(0, len(piece), _STEP_BYTES):
+                self._reader.feed(piece[start : start + _STEP_BYTES])
+                if start + _STEP_BYTES < len(piece):
+                    await asyncio.sleep(0)
+            if last:
+                for _ in self._reader.finish():
+                    await asyncio.sleep(0)
         except Exception as exc:
             self._reader_failed(exc)
 
@@ -279,30 +230,14 @@ class _Exchange:
         self._reader = None
         self._relay.accounts.contain("observe", exc)
 
-    def _watch(self) -> None:
-        """Watch for the client's leaving, once nothing else receives."""
-        if self._watcher is None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._watcher = asyncio.create_task(self._await_disconnect(task.cancel))
-
-    async def _await_disconnect(self, cancel: Callable[[], bool]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._ended:
-            self._client_left = True
-            cancel()
-
     # The response
 
-    async def _send_head(self) -> None:
+    async def _answer(self) -> None:
+        """Send the answer on: the head at once, each piece of the body as it comes."""
         response = self._response
         assert response is not None
         began = perf_counter()
         self._status_code = response.status_code
-        if not 200 <= response.status_code <= 599:
-            # An interim response cannot be the final one, and 101 was not asked for.
-            raise UpstreamError(UpstreamFault.MALFORMED_RESPONSE, "status out of range")
         headers = response_headers(response.headers)
         if self._info.dialect is not None:
             try:
@@ -311,60 +246,56 @@ class _Exchange:
                 )
             except Exception as exc:
                 self._relay.accounts.contain("observe", exc)
-        if response.status_code == 304:
-            # uvicorn takes the content-length of a 304 for a promise of a body, unless it
-            # believes that the method was HEAD (RFC 9110 section 8.6 allows the length).
-            self._scope["method"] = "HEAD"
         self._overhead_s += perf_counter() - began
         await self._send(
             {"type": "http.response.start", "status": response.status_code, "headers": headers}
         )
         self._head_sent = True
+        piece = response.take()
+        if response.ended:
+            self._close_accounts(piece)
+            await self._send(_body(piece, more=False))
+            return
+        # An empty piece sends the head on alone.
+        await self._send(_body(piece, more=True))
+        self._observe(piece)
+        client = self._client
+        client.on_paused, client.on_resumed = response.pause, response.resume
+        try:
+            await response.pump(self._pass_on)
+        finally:
+            client.on_paused = client.on_resumed = None
 
-    async def _send_body(self) -> None:
-        response = self._response
-        assert response is not None
-        remaining = self._content_length(response)
-        async for chunk in response.chunks():
-            if remaining is not None:
-                remaining -= len(chunk)
-            if remaining == 0:
-                # With its last byte the client has the whole response: what it may ask for
-                # next must already be counted.
-                self._observe(chunk)
-                await self._end(chunk)
-            else:
-                await self._send(_body(chunk, more=True))
-                self._observe(chunk)
-        if not self._ended:
-            await self._end(b"")
+    def _pass_on(self, piece: bytes, last: bool) -> None:
+        """Send a piece of the body on. What is read of it is read behind that."""
+        if last:
+            self._close_accounts(piece)
+            self._client.write(piece, True)
+        else:
+            self._client.write(piece, False)
+            self._observe(piece)
 
-    def _content_length(self, response: UpstreamResponse) -> int | None:
-        """Return the length of the body that is to come, if the head says it."""
-        if self._method == "HEAD" or response.status_code in (204, 304):
-            return None
-        if header(response.headers, b"transfer-encoding") is not None:
-            return None
-        length = header(response.headers, b"content-length")
-        return int(length) if length is not None and length.isdigit() else None
-
-    def _observe(self, chunk: bytes) -> None:
+    def _observe(self, piece: bytes) -> None:
         tap = self._tap
-        if tap is None:
+        if tap is None or not piece:
             return
         try:
-            tap.feed(chunk)
+            tap.feed(piece)
             if self._first_token_s is None and tap.first_token_seen:
                 self._first_token_s = perf_counter() - self._began
         except Exception as exc:
             self._tap = None
             self._relay.accounts.contain("observe", exc)
 
-    async def _end(self, chunk: bytes) -> None:
+    def _close_accounts(self, piece: bytes) -> None:
+        """Read the last piece and account for the exchange, before the piece is sent.
+
+        With it the client has the whole response: what it may ask for next must already be
+        counted.
+        """
         began = perf_counter()
+        self._observe(piece)
         self._account(End.COMPLETE, since=began)
-        self._ended = True
-        await self._send(_body(chunk, more=False))
 
     # The end
 
@@ -389,15 +320,7 @@ class _Exchange:
         self._status_code = refusal.status_code
         self._tap = None
         body = refusal.body(anthropic=self._info.anthropic_errors)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-sidecar-error", refusal.reason.encode()),
-        ]
-        if refusal.reason == "upgrade_with_body" or header(self._headers, b"expect") is not None:
-            # Whether what comes next is a body or a request, nobody could tell.
-            headers.append((b"connection", b"close"))
-        self._ended = True
+        headers = refusal.headers(body)
         self._account(End.COMPLETE)
         await self._send(
             {"type": "http.response.start", "status": refusal.status_code, "headers": headers}
@@ -455,19 +378,57 @@ class _Exchange:
             return Observation(Status.INVALID, fault="the observer failed")
 
 
-class _Body(httpx.AsyncByteStream):
-    """A request body for httpx."""
+class _RequestBody:
+    """The request's body, on its way to the upstream and past the reader.
 
-    def __init__(self, chunks: Callable[[], AsyncIterator[bytes]]) -> None:
-        self._chunks = chunks
+    Raises, from both methods:
+        _TooLargeError: it is longer than the bound.
+    """
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._chunks()
+    def __init__(self, exchange: _Exchange, client: Downstream, receive: Receive) -> None:
+        self._exchange = exchange
+        self._client = client
+        self._receive = receive
+        self._left = exchange.max_body_bytes
+        self._long_piece = b""
+        self._more = True
+
+    def take(self) -> tuple[bytes, bool]:
+        """Return what is there, to go out with the head, and whether more is to come."""
+        piece, self._more = self._client.take_body()
+        if len(piece) > _STEP_BYTES:
+            self._long_piece = piece
+            return b"", True
+        self._check(piece)
+        # It goes out first, and is read while the upstream works.
+        asyncio.get_running_loop().call_soon(self._exchange.read_now, piece, not self._more)
+        return piece, self._more
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the rest as the client sends it.
+
+        Raises:
+            _ClientLeftError: it did not send all of it.
+        """
+        piece, more = self._long_piece, self._more
+        while True:
+            if piece:
+                self._check(piece)
+                yield piece
+            await self._exchange.read_later(piece, last=not more)
+            if not more:
+                return
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientLeftError
+            piece, more = message["body"], message["more_body"]
+
+    def _check(self, piece: bytes) -> None:
+        if self._left is not None:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise _TooLargeError
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": chunk, "more_body": more}
-
-
-def _too_large() -> Refusal:
-    return Refusal(413, "request_too_large", "The request is larger than the sidecar's limit.")

@@ -1,0 +1,55 @@
+"""Answers in the sidecar's own name, where none comes from the upstream.
+
+They are told apart from LiteLLM's by the header `x-sidecar-error`, and name neither a host nor
+an exception.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Refusal"]
+
+# The types that each API's clients map to exceptions of their own:
+# docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
+_ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
+_OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client is told instead of an answer."""
+
+    status_code: int
+    reason: str
+    """Value of `x-sidecar-error`."""
+    message: str
+    """For a person; names no host."""
+
+    def body(self, *, anthropic: bool = False) -> bytes:
+        """Write the error in Anthropic's dialect, or else in OpenAI's."""
+        error: dict[str, Any]
+        if anthropic:
+            kind = _ANTHROPIC_TYPES.get(self.status_code, "api_error")
+            error = {"type": "error", "error": {"type": kind, "message": self.message}}
+        else:
+            kind = _OPENAI_TYPES.get(self.status_code, "api_error")
+            error = {
+                "error": {
+                    "message": self.message,
+                    "type": kind,
+                    "param": None,
+                    "code": self.reason,
+                }
+            }
+        return json.dumps(error).encode()
+
+    def headers(self, body: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the headers that go with a body."""
+        return [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-sidecar-error", self.reason.encode()),
+        ]
