@@ -19,11 +19,14 @@ from sidecar.exchange import End, Observation, Status, Usage
 from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
-__all__ = ["NEEDLES", "StreamReading", "read_message"]
+__all__ = ["END_NEEDLES", "NEEDLES", "StreamReading", "read_message"]
 
-NEEDLES = (b'"usage"', b'"error"', b"message_stop")
-"""One of these is in every event that can change what is counted. Inside a JSON string a
-quote is escaped, so text that talks of "usage" holds no needle."""
+NEEDLES = (b'"usage"',)
+"""This is in every event that can change what is counted. Inside a JSON string a quote is
+escaped, so text that talks of "usage" holds no needle."""
+
+END_NEEDLES = (b'"error"', b"message_stop")
+"""One of these is in every event that tells how a stream ended."""
 
 _MAX_COUNT = 2**53
 """Largest count believed: above it a JSON number need not be the number that was meant

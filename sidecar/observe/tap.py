@@ -50,6 +50,8 @@ class _DialectReading(NamedTuple):
 
     needles: Sequence[bytes]
     """What the events of interest hold."""
+    end_needles: Sequence[bytes]
+    """What those hold that are of interest at the end of a stream."""
     read_message: Callable[[bytes, End], Observation]
     """Reads a whole JSON body."""
     read_stream: Callable[[], _StreamReading]
@@ -58,7 +60,7 @@ class _DialectReading(NamedTuple):
 
 _DIALECTS = {
     Dialect.ANTHROPIC: _DialectReading(
-        anthropic.NEEDLES, anthropic.read_message, anthropic.StreamReading
+        anthropic.NEEDLES, anthropic.END_NEEDLES, anthropic.read_message, anthropic.StreamReading
     ),
 }
 
@@ -91,7 +93,7 @@ class _StreamReader:
 
     def __init__(self, dialect: _DialectReading) -> None:
         self.first_token_seen = False
-        self._finder = EventFinder(dialect.needles)
+        self._finder = EventFinder(dialect.needles, dialect.end_needles)
         self._reading = dialect.read_stream()
         self._tail = b""
 
