@@ -126,24 +126,18 @@ _SLOW_BODY = Refusal(408, RefusalReason.SLOW_BODY, "The request's body stopped c
 class _Parsed:
     """What the parser calls back for one request."""
 
-    __slots__ = ("complete", "headers", "keep_alive", "parser", "pieces", "sealed")
+    __slots__ = ("complete", "headers", "pieces", "sealed")
 
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.pieces: list[bytes] = []
-        self.keep_alive = False
         self.sealed = False
         """Whether the head is over; what the parser then calls a header is a trailer."""
         self.complete = False
-        self.parser = httptools.HttpRequestParser(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.sealed:
             self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self.sealed = True
-        self.keep_alive = self.parser.should_keep_alive()
 
     def on_body(self, piece: bytes) -> None:
         self.pieces.append(piece)
@@ -188,7 +182,8 @@ class Edge(HttpToolsProtocol):
         self._left = 0
         """Bytes to come of a body with a length."""
         self._chunked: _Parsed | None = None
-        """Reads a body in chunks, until it is whole."""
+        """Takes a body in chunks from `_parser`, until it is whole."""
+        self._parser: httptools.HttpRequestParser | None = None
         self._dry_bytes = 0
         self._discarded = 0
         self._early = b""
@@ -309,13 +304,16 @@ class Edge(HttpToolsProtocol):
             self._refuse(_BAD_REQUEST)
             return b""
         method, target, version = parts
-        upgrade = b"\r\nupgrade:" in head.lower()
         parsed = _Parsed()
+        parser = httptools.HttpRequestParser(parsed)
+        upgrade = False
         try:
             if method == b"CONNECT":
                 raise _RefusedError(_CONNECT)
-            # What the parser takes for an upgrade has no body to it.
-            parsed.parser.feed_data(_UPGRADE_LINE.sub(b"", head) if upgrade else head)
+            try:
+                parser.feed_data(head)
+            except httptools.HttpParserUpgrade:
+                upgrade = True
             names = [name for name, _ in parsed.headers]
             if version != b"HTTP/1.1" and version != b"HTTP/1.0":
                 raise _RefusedError(_VERSION)
@@ -333,17 +331,25 @@ class Edge(HttpToolsProtocol):
         except _RefusedError as error:
             self._refuse(error.refusal)
             return b""
-        if (
-            upgrade
-            and method == b"GET"
-            and parsed.complete
-            and self.config.ws_protocol_class is not None
-            and _asks_for_websocket(head, parsed.headers)
-        ):
-            self._tunnel(head + rest)
-            return b""
+        if upgrade:
+            if method == b"GET" and self._takes_websocket(parsed.headers, names):
+                self._tunnel(head + rest)
+                return b""
+            # The parser believes that what is upgraded has no body to it.
+            return self._begin(_UPGRADE_LINE.sub(b"", head), rest)
         self._start(method, target, version, parsed, names)
+        if self._chunked is parsed:
+            self._parser = parser
         return rest
+
+    def _takes_websocket(self, headers: list[tuple[bytes, bytes]], names: list[bytes]) -> bool:
+        """Whether a head is a WebSocket's handshake (RFC 6455 section 4.1) that can be taken."""
+        if self.config.ws_protocol_class is None:
+            return False
+        if b"content-length" in names or b"transfer-encoding" in names:
+            return False
+        upgrades = [value.strip().lower() for name, value in headers if name == b"upgrade"]
+        return upgrades == [b"websocket"]
 
     def _start(
         self, method: bytes, target: bytes, version: bytes, parsed: _Parsed, names: list[bytes]
@@ -365,7 +371,7 @@ class Edge(HttpToolsProtocol):
             "client": self.client,
             "server": self.server,
         }
-        cycle = _Cycle(self, scope, target, modern and parsed.keep_alive)
+        cycle = _Cycle(self, scope, target, modern and not _closes(parsed.headers))
         scope["extensions"] = {"sidecar": cycle}
         if modern and b"expect" in names:
             expect = [value.lower() for name, value in parsed.headers if name == b"expect"]
@@ -373,6 +379,7 @@ class Edge(HttpToolsProtocol):
         if parsed.complete:
             cycle.more_body = False
         else:
+            parsed.sealed = True
             self._since = self.loop.time()
             self._discarded = self._dry_bytes = 0
             lengths = [value for name, value in parsed.headers if name == b"content-length"]
@@ -395,7 +402,8 @@ class Edge(HttpToolsProtocol):
         self._dry_bytes += len(data)
         malformed = surplus = False
         try:
-            parsed.parser.feed_data(data)
+            assert self._parser is not None
+            self._parser.feed_data(data)
         except httptools.HttpParserError:
             # Where the next request begins the parser does not say: it is not answered.
             surplus = parsed.complete
@@ -403,7 +411,7 @@ class Edge(HttpToolsProtocol):
         if parsed.pieces:
             self._dry_bytes = 0
         if parsed.complete:
-            self._chunked = None
+            self._chunked = self._parser = None
         if parsed.pieces or parsed.complete:
             piece = b"".join(parsed.pieces)
             parsed.pieces.clear()
@@ -473,7 +481,7 @@ class Edge(HttpToolsProtocol):
         self._refused(RefusalReason(refusal.reason))
         self._early = b""
         self._head.clear()
-        self._left, self._chunked = 0, None
+        self._left, self._chunked, self._parser = 0, None, None
         if self._answering:
             assert self.cycle is not None
             started = self.cycle.response_started
@@ -559,16 +567,10 @@ def _origin_form(target: bytes) -> bytes:
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
-def _asks_for_websocket(head: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a head is a WebSocket's handshake (RFC 6455 section 4.1)."""
-    upgrades = [line.partition(b":")[2].strip().lower() for line in _UPGRADE_LINE.findall(head)]
-    options = [
-        option.strip().lower()
-        for name, value in headers
-        if name == b"connection"
-        for option in value.split(b",")
-    ]
-    return upgrades == [b"websocket"] and b"upgrade" in options
+def _closes(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the client says that it sends nothing more (RFC 9112 section 9.6)."""
+    options = [value for name, value in headers if name == b"connection"]
+    return bool(options) and b"close" in b",".join(options).lower().replace(b" ", b"").split(b",")
 
 
 def _over(waited: float, limit: float | None) -> bool:
@@ -630,6 +632,9 @@ class _Cycle:
             # Also when it was cancelled: the server lets nobody wait for this task.
             if not isinstance(exc, asyncio.CancelledError):
                 edge.logger.error("Exception in ASGI application", exc_info=exc)
+        # The scope holds this object, and an idle connection need not hold its last headers.
+        self._scope = {}
+        self.on_left = self.on_paused = self.on_resumed = None
         if not self.response_complete and not self.disconnected:
             self.leave()
             if self._remaining is None and not self._chunked:

@@ -16,6 +16,7 @@ _HOP_BY_HOP = frozenset(
     # RFC 9110 section 7.6.1; the trailers that `trailer` announces are not relayed.
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade"}
 )
+_NONE: frozenset[bytes] = frozenset()
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NEVER_NOMINATED = (
     # `Connection: content-length` and the like would change what a message means, or who
@@ -28,11 +29,11 @@ _NEVER_NOMINATED = (
 
 def _nominated(headers: RawHeaders) -> frozenset[bytes]:
     """Return the names that `Connection` nominates for removal."""
-    names: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            names.update(option.strip().lower() for option in value.split(b","))
-    return frozenset(names - _NEVER_NOMINATED)
+    values = [value for name, value in headers if name == b"connection"]
+    if not values:
+        return _NONE
+    options = b",".join(values).split(b",")
+    return frozenset(option.strip().lower() for option in options) - _NEVER_NOMINATED
 
 
 class ForwardedRule:
@@ -88,26 +89,20 @@ def request_headers(
         scheme: `http` or `https`, of the connection.
     """
     trusted = rule.trusts(peer)
-    drop = (_FROM_TRUSTED if trusted else _FROM_OTHERS) | _nominated(headers)
-    kept = []
-    length: bytes | None = None
-    chunked = forwarded_for = False
-    for pair in headers:
-        name = pair[0]
-        if name == b"transfer-encoding":
-            chunked = True
-        elif name == b"content-length":
-            if length is None:
-                # "002" and "2  " parse as 2; written anew, there is one way to read them.
-                length = b"%d" % int(pair[1])
-                kept.append((name, length))
-        elif name not in drop:
-            forwarded_for = forwarded_for or name == b"x-forwarded-for"
-            kept.append(pair)
-    if chunked:
+    drop = _FROM_TRUSTED if trusted else _FROM_OTHERS
+    if nominated := _nominated(headers):
+        drop |= nominated
+    names = [name for name, _ in headers]
+    kept = [pair for pair in headers if pair[0] not in drop]
+    if b"transfer-encoding" in names:
         kept = [pair for pair in kept if pair[0] != b"content-length"]
         kept.append((b"transfer-encoding", b"chunked"))
-    if peer and not forwarded_for:
+    elif b"content-length" in names:
+        # "002" and "2  " parse as 2; written anew, there is one way to read them.
+        length = headers[names.index(b"content-length")][1]
+        if length != (plain := b"%d" % int(length)):
+            kept = [(n, plain if n == b"content-length" else value) for n, value in kept]
+    if peer and (b"x-forwarded-for" not in names or b"x-forwarded-for" in drop):
         kept.append((b"x-forwarded-for", peer.encode("latin-1")))
     if not trusted:
         kept.append((b"x-forwarded-proto", scheme.encode("latin-1")))
@@ -116,5 +111,7 @@ def request_headers(
 
 def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     """Make the headers of the client's response from the upstream's."""
-    drop = _FROM_UPSTREAM | _nominated(headers)
+    drop = _FROM_UPSTREAM
+    if nominated := _nominated(headers):
+        drop |= nominated
     return [pair for pair in headers if pair[0] not in drop]

@@ -116,7 +116,7 @@ class UpstreamResponse:
         self._loop = connection.loop
         self._timeouts = timeouts
         self._bodiless = method == "HEAD"
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._head: asyncio.Future[None] | None = None
         self._over: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes, bool], None] | None = None
@@ -270,6 +270,7 @@ class UpstreamResponse:
         """Take what the connection received."""
         malformed = False
         self._dry_bytes += len(data)
+        assert self._parser is not None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -346,6 +347,7 @@ class UpstreamResponse:
 
     def _stop(self) -> None:
         """Stop what runs beside the response."""
+        self._parser = None  # it refers to this object, and would keep it from being freed
         if self._timer is not None:
             self._timer.cancel()
         if self._upload is not None and not self._upload.done():
@@ -376,6 +378,7 @@ class UpstreamResponse:
 
     def on_headers_complete(self) -> None:
         parser = self._parser
+        assert parser is not None
         status_code = parser.get_status_code()
         if not 100 <= status_code <= 599 or status_code == 101:
             raise _MalformedError  # no final status, or a switch that nobody asked for
