@@ -75,7 +75,9 @@ def main() -> None:
                 try:
                     figures = run(measure, peer, arguments.seconds)
                 except (MeasureError, ReadinessError) as error:
-                    results.failures.append(f"{measure}, {name}, round {number}: {error}")
+                    results.failures.append(
+                        f"{measure}, {name}, round {number}: {str(error).strip().splitlines()[-1]}"
+                    )
                     print(f"{number} {measure:9} {name:11} FAILED: {error}", file=sys.stderr)
                     continue
                 results.runs[measure, name, number] = figures

@@ -61,10 +61,16 @@ class Place:
     upstream_port: int
     directory: Path
 
-    def fill(self, template: str, **more: str) -> Path:
+    def fill(self, template: str) -> Path:
         """Fill a template of `configs/` in, and return the file."""
         text = (_CONFIGS / template).read_text()
-        values = {"PORT": str(self.port), "UPSTREAM_PORT": str(self.upstream_port), **more}
+        values = {
+            "PORT": str(self.port),
+            "ADMIN_PORT": str(self.admin_port),
+            "UPSTREAM_PORT": str(self.upstream_port),
+            "CONFIGS": str(_CONFIGS),
+            "MODEL": bodies.MODEL,
+        }
         for name, value in values.items():
             text = text.replace(f"@{name}@", value)
         path = self.directory / template
@@ -103,24 +109,9 @@ def _nginx(template: str) -> Callable[[Place], list[str]]:
     return command
 
 
-_USAGE_ROUTE = """\
-                        - match: {path: /bench/usage}
-                          direct_response: {status: 200, body: {inline_string: "usage"}}"""
-_LUA_FILTER = """\
-                  - name: envoy.filters.http.lua
-                    typed_config:
-                      "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
-                      default_source_code: {filename: @SCRIPT@}"""
-
-
-def _envoy(*, lua: bool) -> Callable[[Place], list[str]]:
+def _envoy(template: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
-        script = _LUA_FILTER.replace("@SCRIPT@", str(_CONFIGS / "envoy-usage.lua"))
-        path = place.fill(
-            "envoy.yaml",
-            USAGE_ROUTE=_USAGE_ROUTE if lua else "",
-            LUA_FILTER=script if lua else "",
-        )
+        path = place.fill(template)
         command = [str(_ENVOY), "-c", str(path), "--concurrency", "1"]
         return [*command, "--disable-hot-restart", "--log-level", "error"]
 
@@ -140,7 +131,7 @@ def _sidecar_environment(place: Place) -> dict[str, str]:
 
 
 def _litellm(place: Place) -> list[str]:
-    path = place.fill("litellm.yaml", MODEL=bodies.MODEL)
+    path = place.fill("litellm.yaml")
     words = ["--config", str(path), "--host", "127.0.0.1", "--port", str(place.port)]
     return [str(_LITELLM), *words, "--telemetry", "False", "--num_workers", "1"]
 
@@ -163,17 +154,12 @@ def _pair(text: str) -> tuple[int, int]:
     return int(float(responses)), int(float(read))
 
 
-def _counted_by_sidecar(place: Place) -> tuple[int, int]:
-    text, _ = _get(place.admin_port, "/metrics")
-
-    def total(name: str, label: str) -> int:
-        lines = re.findall(rf"^{name}\{{[^}}]*{label}[^}}]*\}} (\S+)$", text, re.MULTILINE)
-        return int(sum(map(float, lines)))
-
-    return (
-        total("litellm_sidecar_responses_total", 'outcome="hit"'),
-        total("litellm_sidecar_input_tokens_total", 'cache="read"'),
-    )
+def _totals(place: Place, path: str, *series: str) -> tuple[int, int]:
+    """Sum the series that match two patterns, on the admin port."""
+    text, _ = _get(place.admin_port, path)
+    found = [re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE) for pattern in series]
+    responses, read = (int(sum(map(float, values))) for values in found)
+    return responses, read
 
 
 PEERS = {
@@ -188,7 +174,7 @@ PEERS = {
         ),
         Peer(
             "nginx-lua",
-            "nginx + Lua reading usage",
+            "nginx + Lua, usage into a variable",
             _nginx("nginx-lua.conf"),
             ("nginx", _NGINX_LUA),
             ("nginx", "-v"),
@@ -197,17 +183,30 @@ PEERS = {
         Peer(
             "envoy",
             "Envoy",
-            _envoy(lua=False),
+            _envoy("envoy.yaml"),
             (_ENVOY,),
             (str(_ENVOY), "--version"),
         ),
         Peer(
-            "envoy-lua",
-            "Envoy + Lua reading usage",
-            _envoy(lua=True),
+            "envoy-lua-lean",
+            "Envoy + Lua, usage into a variable",
+            _envoy("envoy-lua-lean.yaml"),
             (_ENVOY,),
             (str(_ENVOY), "--version"),
             counted=lambda place: _pair(_get(place.port, "/bench/usage")[1]["x-bench-usage"]),
+        ),
+        Peer(
+            "envoy-lua",
+            "Envoy + Lua, usage into metrics",
+            _envoy("envoy-lua.yaml"),
+            (_ENVOY,),
+            (str(_ENVOY), "--version"),
+            counted=lambda place: _totals(
+                place,
+                "/stats/prometheus",
+                r"envoy_usage_responses\{.*",
+                r"envoy_usage_read_tokens\{.*",
+            ),
         ),
         Peer(
             "sidecar-off",
@@ -224,7 +223,12 @@ PEERS = {
             (),
             (sys.executable, "-m", "sidecar", "--version"),
             environment=_sidecar_environment,
-            counted=_counted_by_sidecar,
+            counted=lambda place: _totals(
+                place,
+                "/metrics",
+                r'litellm_sidecar_responses_total\{.*outcome="hit".*',
+                r'litellm_sidecar_input_tokens_total\{.*cache="read".*',
+            ),
         ),
         Peer(
             "mitmproxy",

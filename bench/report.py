@@ -309,5 +309,5 @@ def render(results: Results) -> str:
         parts.append(f"{proxies.PEERS[name].title} was left out for want of {', '.join(lacking)}.")
     if results.failures:
         parts.append("Runs that failed and count for nothing:")
-        parts.append("\n".join(f"- {text.strip().splitlines()[-1]}" for text in results.failures))
+        parts.append("\n".join(f"- {text}" for text in results.failures))
     return "\n\n".join(parts) + "\n"

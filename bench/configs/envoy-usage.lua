@@ -1,7 +1,6 @@
--- Reads the usage out of each answer and counts it, in variables of the worker's Lua state:
--- the cheapest place that there is. What was counted comes back on the route /bench/usage.
+-- Reads the model out of each request and the usage out of each answer, and leaves them in the
+-- stream's metadata, where the access logger that counts finds them.
 local byte, find, match, sub = string.byte, string.find, string.match, string.sub
-local responses, read, write, output = 0, 0, 0, 0
 
 -- Reads every usage in whole lines of text; a later one replaces an earlier one.
 local function read_usages(seen, text)
@@ -9,6 +8,7 @@ local function read_usages(seen, text)
   while at do
     local stop = find(text, "\n", at, true) or #text
     local found = sub(text, at, stop)
+    seen.input = match(found, '"input_tokens"%s*:%s*(%d+)') or seen.input
     seen.read = match(found, '"cache_read_input_tokens"%s*:%s*(%d+)') or seen.read
     seen.write = match(found, '"cache_creation_input_tokens"%s*:%s*(%d+)') or seen.write
     seen.output = match(found, '"output_tokens"%s*:%s*(%d+)') or seen.output
@@ -16,12 +16,18 @@ local function read_usages(seen, text)
   end
 end
 
-local function count(seen)
-  if not seen.read then return end
-  responses = responses + 1
-  read = read + tonumber(seen.read)
-  write = write + (tonumber(seen.write) or 0)
-  output = output + (tonumber(seen.output) or 0)
+local function leave(seen, handle)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  metadata:set("usage", "input", tonumber(seen.input) or 0)
+  metadata:set("usage", "read", tonumber(seen.read) or 0)
+  metadata:set("usage", "write", tonumber(seen.write) or 0)
+  metadata:set("usage", "output", tonumber(seen.output) or 0)
+end
+
+function envoy_on_request(handle)
+  local body = handle:body()
+  local model = body and match(body:getBytes(0, body:length()), '"model"%s*:%s*"([^"]*)"')
+  handle:streamInfo():dynamicMetadata():set("usage", "model", model or "unknown")
 end
 
 function envoy_on_response(handle)
@@ -30,7 +36,7 @@ function envoy_on_response(handle)
     local seen = {}
     local body = handle:body()
     if body then read_usages(seen, body:getBytes(0, body:length())) end
-    count(seen)
+    leave(seen, handle)
   elseif kind == "text/event-stream" then
     -- Only a line that a chunk does not end is kept.
     local seen, kept = {}, ""
@@ -40,8 +46,6 @@ function envoy_on_response(handle)
       read_usages(seen, text)
       kept = (text == "" or byte(text, -1) == 10) and "" or sub(text, match(text, ".*\n()") or 1)
     end
-    count(seen)
-  elseif kind == "text/plain" then
-    handle:headers():add("x-bench-usage", responses .. " " .. read)
+    leave(seen, handle)
   end
 end
