@@ -18,6 +18,7 @@ __all__ = [
     "READ_TOKENS",
     "REQUEST",
     "REQUEST_HEADERS",
+    "STREAM_REQUEST",
     "UPLOAD",
     "Answer",
     "burst",
@@ -62,10 +63,11 @@ _USAGE = {
 _TEXT = "The cache holds the prefix of the prompt up to the breakpoint that was set in it. "
 
 
-def _request(text: str) -> bytes:
+def _request(text: str, *, stream: bool = False) -> bytes:
     body = {
         "model": MODEL,
         "max_tokens": 1024,
+        "stream": stream,
         "system": [
             {
                 "type": "text",
@@ -79,8 +81,11 @@ def _request(text: str) -> bytes:
     return json.dumps(body).encode()
 
 
-REQUEST = _request("What does the cache hold? " * 8)
+_QUESTION = "What does the cache hold? " * 8
+REQUEST = _request(_QUESTION)
 """About 1 KB."""
+STREAM_REQUEST = _request(_QUESTION, stream=True)
+"""The same, asking for a stream."""
 UPLOAD = _request(_TEXT * (1024 * 1024 // len(_TEXT)))
 """About 1 MB, as a long conversation is."""
 

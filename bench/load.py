@@ -34,10 +34,10 @@ class LoadError(Exception):
     """An answer was wrong, or did not come."""
 
 
-def request_bytes(path: str, body: bytes, headers: dict[str, str]) -> bytes:
+def request_bytes(body: bytes, headers: dict[str, str]) -> bytes:
     """Write a request."""
-    lines = [f"POST {path} HTTP/1.1", "host: bench.local", f"content-length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in {**bodies.REQUEST_HEADERS, **headers}.items()]
+    lines = ["POST /v1/messages HTTP/1.1", "host: bench.local", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
@@ -105,7 +105,7 @@ class _Stream(asyncio.Protocol):
 
 
 async def paced(
-    *, port: int, streams: int, events: int, pid: int | None, path: str, headers: dict[str, str]
+    *, port: int, streams: int, events: int, pid: int | None, headers: dict[str, str]
 ) -> dict[str, float]:
     """Run streams side by side and account for a time in which all of them run.
 
@@ -115,7 +115,7 @@ async def paced(
     """
     loop = asyncio.get_running_loop()
     answer = bodies.paced(events)
-    request = request_bytes(path, bodies.REQUEST, headers)
+    request = request_bytes(bodies.STREAM_REQUEST, headers)
     pids = process_tree(pid) if pid is not None else []
     began = time.monotonic()
     opened: list[_Stream] = []
@@ -181,7 +181,6 @@ async def latency(
     ports: dict[str, int],
     rate: int,
     seconds: float,
-    path: str,
     headers: dict[str, str],
     compare: bool,
 ) -> dict[str, float]:
@@ -194,7 +193,7 @@ async def latency(
     failures: list[str] = []
     loop.set_exception_handler(lambda _, context: failures.append(str(context)))
     answer = bodies.message()
-    request = request_bytes(path, bodies.REQUEST, headers)
+    request = request_bytes(bodies.REQUEST, headers)
     times: dict[str, list[float]] = {name: [] for name in ports}
     free: dict[str, list[_Caller]] = {name: [] for name in ports}
 

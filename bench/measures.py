@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from bench.accounting import cpu_s, peak_bytes, process_tree
 from bench.proxies import LOAD_CORE, Peer, Running, pinned, start
 from tests.support.process import ManagedProcess, free_port
 
-__all__ = ["MEASURES", "Figures", "MeasureError", "build_upstream", "run"]
+__all__ = ["MEASURES", "Figures", "MeasureError", "build_upstream", "run", "upstream"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _UPSTREAM = _ROOT / ".bench" / "upstream"
@@ -74,7 +74,9 @@ MEASURES: dict[str, Requests | Paced | Latency] = {
     "json32": Requests("JSON, 32 connections", 32, bodies.message(), on_slow=True),
     "json256": Requests("JSON, 256 connections", 256, bodies.message()),
     "json1000": Requests("JSON, 1,000 connections", 1000, bodies.message()),
-    "burst": Requests("SSE, 300 events in one burst", 32, bodies.burst(), on_slow=True),
+    "burst": Requests(
+        "SSE, 300 events in one burst", 32, bodies.burst(), bodies.STREAM_REQUEST, on_slow=True
+    ),
     "paced100": Paced("SSE paced, 100 streams", 100),
     "paced500": Paced("SSE paced, 500 streams", 500),
     "paced1000": Paced("SSE paced, 1,000 streams", 1000),
@@ -105,11 +107,13 @@ def build_upstream() -> None:
 
 
 @contextmanager
-def _upstream(answer: bodies.Answer, directory: Path) -> Iterator[int]:
-    """Run the upstream and give its port."""
+def upstream(
+    answer: bodies.Answer, directory: Path, interval_ms: int = bodies.PACED_INTERVAL_MS
+) -> Iterator[tuple[int, int]]:
+    """Run the upstream and give its port and process id."""
     port = free_port()
     answer.write(directory / "frames")
-    command = [str(_UPSTREAM), str(port), str(directory / "frames"), str(bodies.PACED_INTERVAL_MS)]
+    command = [str(_UPSTREAM), str(port), str(directory / "frames"), str(interval_ms)]
     process = ManagedProcess(
         pinned(LOAD_CORE, command),
         directory=directory,
@@ -117,7 +121,7 @@ def _upstream(answer: bodies.Answer, directory: Path) -> Iterator[int]:
         environment={},
     )
     try:
-        yield port
+        yield port, process.pid
     finally:
         process.stop()
 
@@ -143,7 +147,7 @@ def run(name: str, peer: Peer | None, seconds: float) -> Figures:
             if isinstance(measure, Paced)
             else bodies.message()
         )
-        upstream_port = stack.enter_context(_upstream(answer, directory))
+        upstream_port, _ = stack.enter_context(upstream(answer, directory))
         running = None
         if peer is not None:
             running = stack.enter_context(start(peer, upstream_port, directory))
@@ -184,12 +188,13 @@ def _requests(
     slow = running is not None and running.peer.slow
     connections = min(measure.connections, _SLOW_CONNECTIONS) if slow else measure.connections
     port = running.port if running else upstream_port
-    peer = running.peer if running else None
+    headers = running.headers if running else bodies.REQUEST_HEADERS
+    alters = running is not None and running.peer.alters
     (directory / "request").write_bytes(measure.body)
 
     def load(count: int) -> float:
-        body = None if peer and peer.alters else measure.answer.body
-        return _h2load(port, peer, connections, count, directory / "request", body)
+        body = None if alters else measure.answer.body
+        return _h2load(port, headers, connections, count, directory / "request", body)
 
     # The first requests find nothing open and nothing cached; then some to learn the rate.
     warm_up = max(connections, 20 if slow else 200)
@@ -212,19 +217,17 @@ def _requests(
 
 def _h2load(
     port: int,
-    peer: Peer | None,
+    headers: Mapping[str, str],
     connections: int,
     count: int,
     request: Path,
     body: bytes | None,
 ) -> float:
     """Make exactly `count` requests, check what came, and return requests per second."""
-    headers = {**bodies.REQUEST_HEADERS, **(peer.headers if peer else {})}
     command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-n{count}", "-d", str(request)]
     for name, value in headers.items():
         command += ["-H", f"{name}: {value}"]
-    path = peer.path if peer else "/v1/messages"
-    command.append(f"http://127.0.0.1:{port}{path}")
+    command.append(f"http://127.0.0.1:{port}/v1/messages")
     done = subprocess.run(
         pinned(LOAD_CORE, command), capture_output=True, text=True, timeout=300, check=False
     )
@@ -274,8 +277,7 @@ def _latency(
 
 
 def _own_load(kind: str, running: Running | None, **arguments: object) -> Figures:
-    arguments["path"] = running.peer.path if running else "/v1/messages"
-    arguments["headers"] = dict(running.peer.headers) if running else {}
+    arguments["headers"] = running.headers if running else bodies.REQUEST_HEADERS
     command = [sys.executable, "-m", "bench.load", kind, json.dumps(arguments)]
     done = subprocess.run(
         pinned(LOAD_CORE, command),

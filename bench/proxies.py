@@ -15,7 +15,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import bodies
@@ -94,9 +94,8 @@ class Peer:
     """Asks for how many answers and cache read tokens it counted; None if it counts nothing."""
     slow: bool = False
     """Two orders of magnitude slower than the others: gets less to do."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Callable[[Place], Mapping[str, str]] = lambda _: {}
     """Further request headers that it asks for."""
-    path: str = "/v1/messages"
     alters: bool = False
     """Whether it writes the answer anew, so that lengths may differ from the upstream's."""
 
@@ -243,8 +242,15 @@ PEERS = {
             "Portkey gateway",
             lambda place: ["node", str(_PORTKEY), f"--port={place.port}", "--headless"],
             ("node", _PORTKEY),
-            ("node", "--version"),
-            environment=lambda _: {"NODE_ENV": "production"},
+            ("sed", "-n", 's/.*"version": "/ /p', str(_PORTKEY.parents[1] / "package.json")),
+            environment=lambda _: {
+                "NODE_ENV": "production",
+                "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost",
+            },
+            headers=lambda place: {
+                "x-portkey-provider": "anthropic",
+                "x-portkey-custom-host": f"http://127.0.0.1:{place.upstream_port}/v1",
+            },
             slow=True,
             alters=True,
         ),
@@ -294,6 +300,11 @@ class Running:
     @property
     def port(self) -> int:
         return self.place.port
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a request to it."""
+        return {**bodies.REQUEST_HEADERS, **self.peer.headers(self.place)}
 
     def counted(self) -> tuple[int, int] | None:
         """How many answers and cache read tokens it counted."""
