@@ -187,6 +187,8 @@ class Ledger:
             metrics.first_token.child(route).observe(exchange.first_token_s)
         if exchange.upstream_fault is not None:
             metrics.upstream_failures.child(exchange.upstream_fault).value += 1
+        if exchange.rewrite is not None:
+            metrics.rewrites.child(exchange.rewrite).value += 1
         if observation is not None:
             self._record(exchange, observation)
 

@@ -4,7 +4,8 @@ Read `_Exchange.run` from the top: it names what happens to an exchange in order
 module knows is ASGI and the order of things; header rules are in `headers`, the way to the
 upstream in `transport`. It must not know what a usage is: it shows each chunk to a tap after
 the chunk was sent on, and hands the accounts one record at the end. Neither can fail, delay
-or alter a response.
+or alter a response. The one thing that alters responses is a transformer, which there is only
+where the operator switched it on; even then the tap is shown what the upstream sent.
 """
 
 from __future__ import annotations
@@ -22,22 +23,34 @@ from starlette.types import Message, Receive, Scope, Send
 from sidecar.errors import UpstreamError
 from sidecar.exchange import (
     Accounts,
+    Dialect,
     End,
     Exchange,
     Observation,
     Observer,
     RequestFacts,
     RequestReader,
+    Rewrite,
+    Rewriting,
     Status,
     Tap,
+    Transformer,
     UpstreamFault,
     header,
 )
-from sidecar.proxy.headers import ForwardedRule, request_headers, response_headers
+from sidecar.proxy.headers import (
+    ForwardedRule,
+    asking_identity,
+    request_headers,
+    response_headers,
+    without_validators,
+)
 from sidecar.proxy.routes import classify
 from sidecar.proxy.transport import Upstream, UpstreamResponse
 
 __all__ = ["Relay"]
+
+_Pairs = list[tuple[bytes, bytes]]
 
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
@@ -108,6 +121,7 @@ class Relay:
         observer: makes the readers of requests and responses.
         accounts: takes each exchange at its end.
         forwarded: who may say for whom a request is.
+        rewriting: makes the transformers of responses; None to change nothing.
         max_request_body_bytes: longer bodies get 413; None for no bound.
     """
 
@@ -118,12 +132,14 @@ class Relay:
         accounts: Accounts,
         forwarded: ForwardedRule,
         *,
+        rewriting: Rewriting | None = None,
         max_request_body_bytes: int | None = None,
     ) -> None:
         self.upstream = upstream
         self.observer = observer
         self.accounts = accounts
         self.forwarded = forwarded
+        self.rewriting = rewriting
         self.max_request_body_bytes = max_request_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,6 +161,8 @@ class _Exchange:
         self._info = classify(self._method, scope["path"])
         self._reader: RequestReader | None = None
         self._tap: Tap | None = None
+        self._transformer: Transformer | None = None
+        self._rewrite: Rewrite | None = None
         self._response: UpstreamResponse | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._began = perf_counter()
@@ -166,8 +184,15 @@ class _Exchange:
             refusal = self._refusal()
             if refusal is None:
                 await self._open()
-                await self._send_head()
-                await self._send_body()
+                if self._relay.rewriting is None:
+                    transformer = None
+                else:
+                    transformer = self._make_transformer(self._relay.rewriting)
+                if transformer is None:
+                    await self._send_head()
+                    await self._send_body()
+                else:
+                    await self._send_transformed(transformer)
             else:
                 await self._refuse(refusal)
         except _ClientLeftError:
@@ -229,6 +254,8 @@ class _Exchange:
                 )
             except Exception as exc:
                 relay.accounts.contain("observe", exc)
+            if relay.rewriting is not None:
+                headers = self._asking(relay.rewriting, self._info.dialect, headers)
         body = None
         if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
             body = _Body(self._request_body)
@@ -295,7 +322,12 @@ class _Exchange:
 
     # The response
 
-    async def _send_head(self) -> None:
+    async def _send_head(self, change: Callable[[_Pairs], _Pairs] | None = None) -> None:
+        """Send the response's head on.
+
+        Args:
+            change: makes other headers of those that would be sent.
+        """
         response = self._response
         assert response is not None
         began = perf_counter()
@@ -304,6 +336,8 @@ class _Exchange:
             # An interim response cannot be the final one, and 101 was not asked for.
             raise UpstreamError(UpstreamFault.MALFORMED_RESPONSE, "status out of range")
         headers = response_headers(response.headers)
+        if change is not None:
+            headers = change(headers)
         if self._info.dialect is not None:
             try:
                 self._tap = self._relay.observer.tap(
@@ -366,6 +400,98 @@ class _Exchange:
         self._ended = True
         await self._send(_body(chunk, more=False))
 
+    # The response, where it may be changed
+
+    def _asking(self, rewriting: Rewriting, dialect: Dialect, headers: _Pairs) -> _Pairs:
+        """Ask the upstream for content that can be changed."""
+        try:
+            return asking_identity(headers) if rewriting.wanted(dialect, self._headers) else headers
+        except Exception as exc:
+            self._relay.accounts.contain("observe", exc)
+            return headers
+
+    def _make_transformer(self, rewriting: Rewriting) -> Transformer | None:
+        """Make what changes the response's body; None where it passes as it is."""
+        response = self._response
+        assert response is not None
+        if self._info.dialect is None:
+            return None
+        try:
+            facts = RequestFacts() if self._reader is None else self._reader.facts()
+            made = rewriting.transformer(
+                self._info.dialect, self._headers, facts, response.status_code, response.headers
+            )
+        except Exception as exc:
+            self._relay.accounts.contain("observe", exc)
+            return None
+        if isinstance(made, Rewrite):
+            self._rewrite = made
+            return None
+        return made
+
+    async def _send_transformed(self, transformer: Transformer) -> None:
+        response = self._response
+        assert response is not None
+        self._transformer = transformer
+        if transformer.streamed or self._content_length(response) is None:
+            await self._stream_transformed(transformer, response)
+        else:
+            await self._hold_transformed(transformer, response)
+
+    async def _stream_transformed(
+        self, transformer: Transformer, response: UpstreamResponse
+    ) -> None:
+        """Send each chunk on as the transformer gives it; how long it will be is not known."""
+        await self._send_head(lambda headers: without_validators(headers, None))
+        try:
+            async for chunk in response.chunks():
+                out = self._transformed(transformer, chunk)
+                if out:
+                    await self._send(_body(out, more=True))
+                self._observe(chunk)
+        except UpstreamError:
+            if self._transformer is not None and transformer.held:
+                await self._send(_body(transformer.held, more=True))
+            raise
+        await self._end(self._transformed(transformer, None))
+
+    async def _hold_transformed(self, transformer: Transformer, response: UpstreamResponse) -> None:
+        """Send head and body when all of it is there, for only then its length is known."""
+        chunks: list[bytes] = []
+        try:
+            async for chunk in response.chunks():
+                chunks.append(chunk)  # noqa: PERF401 - what came before a fault is not lost
+        except UpstreamError:
+            # As it came: the length in its head tells the client that bytes are missing.
+            await self._send_head()
+            for chunk in chunks:
+                await self._send(_body(chunk, more=True))
+                self._observe(chunk)
+            raise
+        pieces = [self._transformed(transformer, chunk) for chunk in chunks]
+        body = b"".join([*pieces, self._transformed(transformer, None)])
+        if len(body) == sum(map(len, chunks)):
+            await self._send_head()
+        else:
+            await self._send_head(lambda headers: without_validators(headers, len(body)))
+        for chunk in chunks:
+            self._observe(chunk)
+        await self._end(body)
+
+    def _transformed(self, transformer: Transformer, chunk: bytes | None) -> bytes:
+        """Feed the transformer, or finish it; after it has failed once, change nothing more."""
+        if self._transformer is None:
+            return chunk or b""
+        began = perf_counter()
+        try:
+            out = transformer.finish() if chunk is None else transformer.feed(chunk)
+        except Exception as exc:
+            self._transformer = None
+            self._relay.accounts.contain("observe", exc)
+            out = transformer.held
+        self._overhead_s += perf_counter() - began
+        return out
+
     # The end
 
     async def _upstream_failed(self, error: UpstreamError) -> None:
@@ -411,6 +537,8 @@ class _Exchange:
         self._accounted = True
         observed = self._info.dialect is not None
         observation = self._observation(end) if observed else None
+        if self._transformer is not None:
+            self._rewrite = self._transformer.result
         facts = RequestFacts()
         if self._reader is not None:
             try:
@@ -435,6 +563,7 @@ class _Exchange:
             first_token_s=self._first_token_s,
             overhead_s=self._overhead_s,
             upstream_fault=self._upstream_fault,
+            rewrite=self._rewrite,
         )
         try:
             self._relay.accounts.submit(exchange)
