@@ -273,8 +273,6 @@ class Exchange:
     overhead_s: float
     """Time that the sidecar itself added; waiting for either side is left out."""
     upstream_fault: UpstreamFault | None = None
-    rewrite: Rewrite | None = None
-    """What became of the answer's usage; None where it was not to be rewritten."""
 
 
 class Tap(Protocol):
@@ -312,6 +310,9 @@ class Accounts(Protocol):
 
     def submit(self, exchange: Exchange) -> None:
         """Take an exchange at its end, once for each `begin`."""
+
+    def record_rewrite(self, result: Rewrite) -> None:
+        """Note what became of an answer that was to be rewritten."""
 
     def contain(self, room: str, exc: Exception) -> None:
         """Note a fault that was kept from reaching a response."""

@@ -29,6 +29,7 @@ from sidecar.exchange import (
     Observation,
     Outcome,
     RequestFacts,
+    Rewrite,
     Route,
     Status,
     UpstreamFault,
@@ -187,10 +188,12 @@ class Ledger:
             metrics.first_token.child(route).observe(exchange.first_token_s)
         if exchange.upstream_fault is not None:
             metrics.upstream_failures.child(exchange.upstream_fault).value += 1
-        if exchange.rewrite is not None:
-            metrics.rewrites.child(exchange.rewrite).value += 1
         if observation is not None:
             self._record(exchange, observation)
+
+    def record_rewrite(self, result: Rewrite) -> None:
+        """Count an answer whose usage was to be rewritten."""
+        self._metrics.rewrites.child(result).value += 1
 
     def contain(self, room: str, exc: Exception) -> None:
         """Count a fault that was kept from reaching a response; log the first of each kind."""

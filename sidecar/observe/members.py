@@ -5,8 +5,8 @@ for, but refuses a whole document for a lone surrogate (text that was cut inside
 invalid UTF-8 and for NaN. Providers and clients send these, and the standard library's decoder
 takes them.
 
-Finding is for texts that a decoder has taken: it goes through the text once, builds nothing,
-and of what is no JSON it says nothing useful, without raising.
+Finding is for texts that a decoder has taken: it goes through the text once, builds none of
+its values, and of what is no JSON it says nothing useful, without raising.
 """
 
 from __future__ import annotations
@@ -67,19 +67,36 @@ class MemberReader(Generic[StructT]):
         return self._struct(**{name: decoded.get(name) for name in self._struct.__struct_fields__})
 
 
-def members_of(text: bytes, begin: int) -> Iterator[tuple[str, int, int]]:
+_raw_values = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def members_of(text: bytes, begin: int, end: int) -> Iterator[tuple[str, int, int]]:
     """Yield the members of the object whose brace is at `begin`, in their order, repeats too.
+
+    Args:
+        end: where the object ends; white space may follow it there.
 
     Yields:
         The key, its escapes undone, and where its value begins and ends.
     """
+    view = memoryview(text)
+    try:
+        values = _raw_values(view[begin:end])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        values = {}
     at = begin + 1
-    while (key := _KEY.match(text, at)) is not None:
-        end = _end_of_value(text, key.end())
-        if end < 0:
-            return
-        yield _unescaped(key[1]), key.end(), end
-        comma = _COMMA.match(text, end)
+    while (match := _KEY.match(text, at)) is not None:
+        key, at = _unescaped(match[1]), match.end()
+        # Of a name that comes twice the decoder has the last value, which may be another one. No
+        # array, object or string is the beginning of another one, as a number can be.
+        value = memoryview(values.get(key, b""))
+        end_of_value = at + len(value)
+        if bytes(value[:1]) not in (b"[", b"{", b'"') or view[at:end_of_value] != value:
+            end_of_value = _end_of_value(text, at)
+            if end_of_value < 0:
+                return
+        yield key, at, end_of_value
+        comma = _COMMA.match(text, end_of_value)
         if comma is None:
             return
         at = comma.end()
@@ -99,7 +116,7 @@ def find_member(text: bytes, path: Sequence[str]) -> tuple[int, int] | None:
     for name in path:
         if not text.startswith(b"{", place[0]):
             return None
-        found = [(begin, end) for key, begin, end in members_of(text, place[0]) if key == name]
+        found = [(begin, end) for key, begin, end in members_of(text, *place) if key == name]
         if not found:
             return None
         place = found[-1]

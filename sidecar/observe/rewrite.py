@@ -44,6 +44,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LONGEST_BLANK_LINE = len(b"\r\n\r\n")
 _LINE_ENDS = re.compile(rb"[\r\n]*+")
+_RESULTS = tuple(Rewrite)
 # A part of a representation (206) has no place to put anything; 204 and 205 have no content.
 _WITHOUT_WHOLE_CONTENT = (204, 205, 206)
 
@@ -143,7 +144,7 @@ class _Editor:
     @property
     def result(self) -> Rewrite:
         """The first of what has happened, in the order of `Rewrite`."""
-        return next((result for result in Rewrite if result in self._results), Rewrite.MISSING)
+        return next((result for result in _RESULTS if result in self._results), Rewrite.MISSING)
 
     def note(self, result: Rewrite) -> None:
         """Note why a text that holds the needle passes untouched."""
@@ -168,7 +169,7 @@ class _Editor:
             # No object, or one whose key is written with escapes and may have gone out already.
             self.note(Rewrite.UNREADABLE)
             return None
-        present = {key for key, _, _ in members_of(text, begin)}
+        present = {key for key, _, _ in members_of(text, begin, end)}
         if "prompt_tokens_details" in present:
             self.note(Rewrite.PRESENT)
             return None

@@ -150,6 +150,10 @@ class Relay:
 class _Exchange:
     """One request and its answer."""
 
+    # On the class, so that they cost nothing where nothing is rewritten.
+    _transformer: Transformer | None = None
+    _rewrite: Rewrite | None = None
+
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
         self._relay = relay
         self._scope = scope
@@ -161,8 +165,6 @@ class _Exchange:
         self._info = classify(self._method, scope["path"])
         self._reader: RequestReader | None = None
         self._tap: Tap | None = None
-        self._transformer: Transformer | None = None
-        self._rewrite: Rewrite | None = None
         self._response: UpstreamResponse | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._began = perf_counter()
@@ -185,14 +187,10 @@ class _Exchange:
             if refusal is None:
                 await self._open()
                 if self._relay.rewriting is None:
-                    transformer = None
-                else:
-                    transformer = self._make_transformer(self._relay.rewriting)
-                if transformer is None:
                     await self._send_head()
                     await self._send_body()
                 else:
-                    await self._send_transformed(transformer)
+                    await self._send_rewritten(self._relay.rewriting)
             else:
                 await self._refuse(refusal)
         except _ClientLeftError:
@@ -429,7 +427,13 @@ class _Exchange:
             return None
         return made
 
-    async def _send_transformed(self, transformer: Transformer) -> None:
+    async def _send_rewritten(self, rewriting: Rewriting) -> None:
+        """Send the response on, changed if it is one that is to be."""
+        transformer = self._make_transformer(rewriting)
+        if transformer is None:
+            await self._send_head()
+            await self._send_body()
+            return
         response = self._response
         assert response is not None
         self._transformer = transformer
@@ -492,6 +496,14 @@ class _Exchange:
         self._overhead_s += perf_counter() - began
         return out
 
+    def _account_rewrite(self) -> None:
+        try:
+            result = self._rewrite if self._transformer is None else self._transformer.result
+            if result is not None:
+                self._relay.accounts.record_rewrite(result)
+        except Exception as exc:
+            self._relay.accounts.contain("account", exc)
+
     # The end
 
     async def _upstream_failed(self, error: UpstreamError) -> None:
@@ -537,8 +549,8 @@ class _Exchange:
         self._accounted = True
         observed = self._info.dialect is not None
         observation = self._observation(end) if observed else None
-        if self._transformer is not None:
-            self._rewrite = self._transformer.result
+        if self._relay.rewriting is not None:
+            self._account_rewrite()
         facts = RequestFacts()
         if self._reader is not None:
             try:
@@ -563,7 +575,6 @@ class _Exchange:
             first_token_s=self._first_token_s,
             overhead_s=self._overhead_s,
             upstream_fault=self._upstream_fault,
-            rewrite=self._rewrite,
         )
         try:
             self._relay.accounts.submit(exchange)

@@ -438,6 +438,14 @@ def test_bound_of_a_line_is_the_same_for_every_cut(extra: int) -> None:
     assert rewritten([body[: len(line) - 30], *tail]) == out
 
 
+def test_usage_far_behind_the_bound_is_oversized() -> None:
+    """A needle that only comes when the event is being skipped is noticed, in any cut."""
+    body = b"data: " + b"x" * (2 * MAX_EVENT_BYTES) + b'"usage":{}}\n\n'
+    for at in (1, len(body) - 9, len(body) - 1, len(body)):
+        for chunks in ([body[:at], body[at:]], [body[:MAX_EVENT_BYTES], body[MAX_EVENT_BYTES:]]):
+            assert rewritten(chunks) == (body, Rewrite.OVERSIZED)
+
+
 def test_bound_does_not_undo_what_went_before() -> None:
     """A usage that ends within the bound is rewritten, however long its event goes on."""
     head = b'data: {"type":"message","usage":{"cache_read_input_tokens":2101}}\n'
@@ -497,6 +505,11 @@ def test_bound_of_a_body(extra: int) -> None:
         pytest.param(JSON, b'{"usage":' + b"[" * 400_000, id="brackets"),
         pytest.param(JSON, b'{"a":[' + b"[],{}," * 100_000 + b'1],"usage":{}}', id="dense"),
         pytest.param(JSON, b'{"usage":"' + b"\\" * 400_001, id="backslashes"),
+        pytest.param(
+            JSON,
+            b'{"a":"' + b'","a":"'.join([b"x"] * 100_000 + [b"y" * 400_000]) + b'","usage":{}}',
+            id="repeats",
+        ),
     ],
 )
 def test_work_is_linear(headers: Any, body: bytes) -> None:
