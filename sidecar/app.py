@@ -25,8 +25,9 @@ from sidecar.admin.app import create_admin
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
 from sidecar.errors import ConfigError, UpstreamError
-from sidecar.exchange import Dialect, Observer, RawHeaders, RequestReader, Route, Tap
+from sidecar.exchange import Dialect, Observer, RawHeaders, RequestReader, Rewrite, Route, Tap
 from sidecar.observe.request import BodyReader
+from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.headers import ForwardedRule
 from sidecar.proxy.relay import Relay
@@ -106,6 +107,7 @@ class Sidecar:
             observer or _Observer(settings.max_request_capture_bytes),
             self.ledger,
             ForwardedRule(settings.trusted_proxies),
+            rewriting=self._rewriter(settings),
             max_request_body_bytes=settings.max_request_body_bytes or None,
         )
         self.admin = create_admin(self._render, self.readiness)
@@ -147,6 +149,13 @@ class Sidecar:
         teams = TeamFile(path)
         self._teams_read()
         return teams
+
+    def _rewriter(self, settings: Settings) -> Rewriter | None:
+        if settings.rewrite_usage == "off":
+            return None
+        for result in Rewrite:
+            self.metrics.rewrites.child(result)
+        return Rewriter(full=settings.rewrite_usage == "openai-full", only=settings.rewrite_only)
 
     def _teams_read(self) -> None:
         self.metrics.team_file_reloads.child("success").add(1)

@@ -94,6 +94,17 @@ class Settings(BaseSettings):
         "a comma-separated list of networks such as 10.0.0.0/8, or * for all",
         shown="127.0.0.0/8,::1/128",
     )
+    rewrite_usage: Literal["off", "openai", "openai-full"] = _setting(
+        "off",
+        "Adds `prompt_tokens_details` to the usage of Anthropic's answers; `openai-full` also "
+        "`prompt_tokens` and `completion_tokens`. Mind what that does to readers that guess.",
+        "off, openai or openai-full",
+    )
+    rewrite_only: Annotated[tuple[str, ...], NoDecode] = _setting(
+        (),
+        "Limits that to answers whose request one of these fits; all if unset.",
+        "a comma-separated list of model:PATTERN and user-agent:PATTERN, with *, ? and […]",
+    )
     max_request_body_bytes: Annotated[int, Field(ge=0)] = _setting(
         0, "Longest request that is passed on; longer ones get 413.", "bytes; 0 for no limit"
     )
@@ -181,6 +192,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"unknown: {', '.join(unknown)}")
             # One order for all, whatever was written: a permutation is no change.
             return tuple(name for name in LABEL_NAMES if name in names)
+        return value
+
+    @field_validator("rewrite_only", mode="before")
+    @classmethod
+    def _split_rules(cls, value: object) -> object:
+        if isinstance(value, str):
+            rules = tuple(part.strip() for part in value.split(",") if part.strip())
+            for rule in rules:
+                kind, _, pattern = rule.partition(":")
+                if kind not in ("model", "user-agent") or not pattern:
+                    raise ValueError(f"not a rule: {rule}")
+            return rules
         return value
 
     @field_validator("trusted_proxies", mode="before")

@@ -26,9 +26,12 @@ __all__ = [
     "RefusalReason",
     "RequestFacts",
     "RequestReader",
+    "Rewrite",
+    "Rewriting",
     "Route",
     "Status",
     "Tap",
+    "Transformer",
     "UpstreamFault",
     "Usage",
     "header",
@@ -114,6 +117,29 @@ class Outcome(_LabelValue):
     NOT_ASKED = "not_asked"
     UNREPORTED = "unreported"
     UNKNOWN = "unknown"
+
+
+class Rewrite(_LabelValue):
+    """What became of one answer whose usage was to be rewritten; the first that holds."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    """Named models alone are rewritten, and which one was asked for is not known."""
+    NO_TRANSFORM = "no_transform"
+    """Request or answer forbid that content be changed (RFC 9111 sections 5.2.1.6, 5.2.2.6)."""
+    ENCODED = "encoded"
+    """It has a content coding, though identity was asked for."""
+    OVERSIZED = "oversized"
+    """A usage stands, or may stand, in a part that is larger than a bound."""
+    UNREADABLE = "unreadable"
+    """A usage stands in what is not one JSON text, or is no object."""
+    REWRITTEN = "rewritten"
+    """Members were added."""
+    PRESENT = "present"
+    """The usage had the member already."""
+    UNREPORTED = "unreported"
+    """The usage says nothing that could be added."""
+    MISSING = "missing"
+    """There is no usage, or none has come."""
 
 
 class InputClass(_LabelValue):
@@ -321,6 +347,9 @@ class Accounts(Protocol):
     def refuse(self, reason: RefusalReason) -> None:
         """Note that a client was turned away."""
 
+    def record_rewrite(self, result: Rewrite) -> None:
+        """Note what became of an answer that was to be rewritten."""
+
     def contain(self, room: str, exc: Exception) -> None:
         """Note a fault that was kept from reaching a response."""
 
@@ -333,6 +362,53 @@ class Observer(Protocol):
 
     def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
         """Make the reader of a response body."""
+
+
+class Transformer(Protocol):
+    """Puts something into the body of one response as its bytes pass, and takes nothing out."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether what `feed` gives is to go out at once, under no announced length."""
+
+    @property
+    def held(self) -> bytes:
+        """What was fed and not given back, as it came; also after a `feed` that raised."""
+
+    @property
+    def result(self) -> Rewrite:
+        """What has become of the body so far."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the body and give what can go out."""
+
+    def finish(self) -> bytes:
+        """Give the rest of a body that is whole. Call once, after the last `feed`."""
+
+
+class Rewriting(Protocol):
+    """Makes the transformers; `app` hands one to the relay where the setting is on."""
+
+    def wanted(self, dialect: Dialect, headers: RawHeaders) -> bool:
+        """Whether the answer to a request with these headers may have to be transformed."""
+
+    def transformer(
+        self,
+        dialect: Dialect,
+        request_headers: RawHeaders,
+        facts: RequestFacts,
+        status_code: int,
+        headers: RawHeaders,
+    ) -> Transformer | Rewrite | None:
+        """Make the transformer of a response body.
+
+        Args:
+            headers: the response's headers.
+
+        Returns:
+            A `Rewrite` where the body has to pass as it is, and that is worth counting; None
+            where it is not to be rewritten.
+        """
 
 
 def header(headers: RawHeaders, name: bytes) -> bytes | None:

@@ -58,6 +58,26 @@ def test_all_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "SIDECAR_COMPAT='v2' must be v1.83 or off" in text
 
 
+def test_rewriting_is_off_and_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch is off; its limits are rules of two kinds, in their order."""
+    assert (load_settings().rewrite_usage, load_settings().rewrite_only) == ("off", ())
+    monkeypatch.setenv("SIDECAR_REWRITE_USAGE", "openai-full")
+    monkeypatch.setenv("SIDECAR_REWRITE_ONLY", "model:claude-[45]*, user-agent:OpenAI/*,")
+    settings = load_settings()
+    assert settings.rewrite_usage == "openai-full"
+    assert settings.rewrite_only == ("model:claude-[45]*", "user-agent:OpenAI/*")
+
+
+@pytest.mark.parametrize("rule", ["claude-*", "team:red", "model:", "model:x,user-agent"])
+def test_faulty_rule_is_named(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """A limit that would never hold is a fault, with the rule and what is allowed."""
+    both = faults(monkeypatch, REWRITE_USAGE="on", REWRITE_ONLY=rule)
+    assert len(both) == 2
+    assert "must be off, openai or openai-full" in both[0]
+    assert "model:PATTERN and user-agent:PATTERN" in both[1]
+    assert f"(not a rule: {rule.split(',')[-1]})" in both[1]
+
+
 def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A password in a URL, or a key in the wrong place, does not reach the log."""
     text = "".join(faults(monkeypatch, UPSTREAM="http://me:hunter2@h/x", HOST="", PORT="sk-abc123"))

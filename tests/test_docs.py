@@ -12,7 +12,15 @@ from scripts import docs
 from sidecar.account.identity import NO_TEAM, TeamFile
 from sidecar.cli import cli
 from sidecar.config import PREFIX, Settings
-from sidecar.exchange import LABEL_NAMES, InputClass, Outcome, Route, Status, UpstreamFault
+from sidecar.exchange import (
+    LABEL_NAMES,
+    InputClass,
+    Outcome,
+    Rewrite,
+    Route,
+    Status,
+    UpstreamFault,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -97,6 +105,7 @@ def test_every_metric_that_is_mentioned_exists(path: Path) -> None:
         pytest.param(InputClass, id="cache"),
         pytest.param(Outcome, id="outcome"),
         pytest.param(Status, id="status"),
+        pytest.param(Rewrite, id="result"),
         pytest.param(Route, id="route"),
         pytest.param(tuple(cli.commands), id="commands"),
     ],

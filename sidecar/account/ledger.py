@@ -30,6 +30,7 @@ from sidecar.exchange import (
     Outcome,
     RefusalReason,
     RequestFacts,
+    Rewrite,
     Route,
     Status,
     UpstreamFault,
@@ -232,6 +233,10 @@ class Ledger:
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
         self._metrics.refusals.child(reason).value += 1
+
+    def record_rewrite(self, result: Rewrite) -> None:
+        """Count an answer whose usage was to be rewritten."""
+        self._metrics.rewrites.child(result).value += 1
 
     def contain(self, room: str, exc: Exception) -> None:
         """Count a fault that was kept from reaching a response; log the first of each kind."""

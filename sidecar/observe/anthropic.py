@@ -10,7 +10,7 @@ earlier one, field by field; nothing is added and no maximum is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,9 +19,10 @@ from sidecar.exchange import End, Observation, Status, Usage
 from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
-__all__ = ["END_NEEDLES", "NEEDLES", "StreamReading", "read_message"]
+__all__ = ["END_NEEDLES", "NEEDLES", "USAGE_NEEDLE", "StreamReading", "read_message"]
 
-NEEDLES = (b'"usage"',)
+USAGE_NEEDLE = b'"usage"'
+NEEDLES = (USAGE_NEEDLE,)
 """This is in every event that can change what is counted. Inside a JSON string a quote is
 escaped, so text that talks of "usage" holds no needle."""
 
@@ -103,20 +104,30 @@ class StreamReading:
         """Whether any count was seen."""
         return bool(self._merged)
 
-    def take_event(self, event: Event) -> None:
-        """Take the next event that held a needle."""
+    @property
+    def usage(self) -> Usage:
+        """What is known so far."""
+        return Usage(**self._merged)
+
+    def take_event(self, event: Event) -> Sequence[str] | None:
+        """Take the next event that held a needle.
+
+        Returns:
+            The path of the member in its data that was taken for the usage; empty for none.
+            None where the data are no JSON object.
+        """
         if not event.data:
             # LiteLLM 1.100 may send a ping in the middle of a frame, and tear it.
             if event.stray:
                 self._faults.append("an event could not be read")
-            return
+            return None
         envelope = _read_envelope(event.data)
         if envelope is None:
             if event.name == b"error":
                 self._errors += 1
             elif event.terminated and event.data.strip() != b"[DONE]":
                 self._faults.append("an event is not a JSON object")
-            return
+            return None
         kind = envelope.type
         if not isinstance(kind, str):
             kind = event.name.decode("latin-1")
@@ -130,17 +141,22 @@ class StreamReading:
                 self._faults.append("a second message_start")
             self._started = True
             self._take_start(envelope.message)
+            return ("message", "usage")
         elif kind == "message_delta":
             if not self._started:
                 self._faults.append("a message_delta without a message_start")
                 self._started = True
             self._take_usage(envelope.usage)
+            return ("usage",)
         elif kind == "message_stop":
             self._take_usage(envelope.usage)
             self._stopped = self._stopped or event.terminated
+            return ("usage",)
         elif kind == "message":
             # LiteLLM 1.83's guardrails send a whole message in one frame.
             self.take_message(envelope)
+            return ("usage",)
+        return ()
 
     def take_message(self, envelope: _Envelope) -> None:
         """Take a whole message."""
@@ -168,7 +184,7 @@ class StreamReading:
             status, fault = Status.MISSING, "no usage was sent"
         else:
             status, fault = Status.PARTIAL, "the stream ended without a message_stop"
-        return Observation(status, Usage(**self._merged), self._model, self._id, fault)
+        return Observation(status, self.usage, self._model, self._id, fault)
 
     def _take_start(self, message: object) -> None:
         if isinstance(message, dict):

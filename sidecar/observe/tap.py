@@ -30,17 +30,27 @@ from sidecar.observe import anthropic
 from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
 from sidecar.observe.sse import Event, EventFinder
 
-__all__ = ["MAX_JSON_BYTES", "outcome_of", "tap_for"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "STREAM_TYPE",
+    "coding_of",
+    "is_json",
+    "media_type",
+    "outcome_of",
+    "tap_for",
+]
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
 """Longest JSON body that is read, in bytes after decoding. The longest answer of a current
 model, 128k tokens of text, is about 1 MB; results of server tools add to that."""
 
+STREAM_TYPE = b"text/event-stream"
+
 _FIRST_TOKEN = b"content_block_delta"
 
 
 class _StreamReading(Protocol):
-    def take_event(self, event: Event) -> None: ...
+    def take_event(self, event: Event) -> object: ...
 
     def finish(self, end: End, *, oversized: bool) -> Observation: ...
 
@@ -165,6 +175,22 @@ class _Nothing:
         return self._observation
 
 
+def media_type(headers: RawHeaders) -> bytes:
+    """Return the content type in lower case, without its parameters; empty where there is none."""
+    return (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+
+
+def is_json(content_type: bytes) -> bool:
+    """Whether a media type is JSON."""
+    return content_type == b"application/json" or content_type.endswith(b"+json")
+
+
+def coding_of(headers: RawHeaders) -> bytes | None:
+    """Return the content coding as it was written; None for none and for `identity`."""
+    coding = (header(headers, b"content-encoding") or b"").strip()
+    return coding if coding and coding.lower() != b"identity" else None
+
+
 def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     """Make the tap of one response. See the module for the contract.
 
@@ -173,11 +199,11 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     """
     if not 200 <= status_code < 300:
         return _Nothing(Status.ERROR, f"status {status_code}")
-    content_type = (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    content_type = media_type(headers)
     reader: Tap
-    if content_type == b"text/event-stream":
+    if content_type == STREAM_TYPE:
         reader = _StreamReader(_DIALECTS[dialect])
-    elif content_type == b"application/json" or content_type.endswith(b"+json"):
+    elif is_json(content_type):
         length = header(headers, b"content-length") or b""
         if length.isdigit() and int(length) > MAX_JSON_BYTES:
             # It would be given up in the end: not even its beginning is kept.
@@ -186,10 +212,8 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"
         return _Nothing(Status.MISSING, f"the content type is {shown}")
-    coding = (header(headers, b"content-encoding") or b"").strip()
-    if coding and coding.lower() != b"identity":
-        return _Decoded(coding, reader)
-    return reader
+    coding = coding_of(headers)
+    return reader if coding is None else _Decoded(coding, reader)
 
 
 def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:

@@ -10,7 +10,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from sidecar.exchange import RawHeaders
 
-__all__ = ["ForwardedRule", "request_headers", "response_headers"]
+__all__ = [
+    "ForwardedRule",
+    "asking_identity",
+    "request_headers",
+    "response_headers",
+    "without_validators",
+]
 
 _HOP_BY_HOP = frozenset(
     # RFC 9110 section 7.6.1; the trailers that `trailer` announces are not relayed.
@@ -115,3 +121,34 @@ def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     if nominated := _nominated(headers):
         drop |= nominated
     return [pair for pair in headers if pair[0] not in drop]
+
+
+def asking_identity(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """Have the upstream send its content uncoded, whatever the client could take.
+
+    Without the header any coding may be sent (RFC 9110 section 12.5.3): it is always there.
+    """
+    kept = [pair for pair in headers if pair[0] != b"accept-encoding"]
+    return [*kept, (b"accept-encoding", b"identity")]
+
+
+_VALIDATORS = frozenset(
+    # RFC 9110 section 8.8, RFC 9530, RFC 3230, and RFC 1864: what says of the content which
+    # bytes it has, or would be taken for that.
+    {b"etag", b"last-modified", b"content-digest", b"repr-digest", b"digest", b"content-md5"}
+)
+
+
+def without_validators(headers: RawHeaders, length: int | None) -> list[tuple[bytes, bytes]]:
+    """Make the headers of a response whose content was changed.
+
+    Args:
+        length: of the changed content; None where it is not known.
+    """
+    kept = [pair for pair in headers if pair[0] not in _VALIDATORS]
+    if length is None:
+        return [pair for pair in kept if pair[0] != b"content-length"]
+    return [
+        (name, b"%d" % length) if name == b"content-length" else (name, value)
+        for name, value in kept
+    ]
