@@ -24,6 +24,10 @@ Render = Callable[[str, str | None], tuple[str, Iterator[bytes]]]
 """Takes an Accept header and the address of a Prometheus scraper (None for anybody else);
 returns the content type and the text in slices."""
 
+_TURNS = 5
+"""Turns of the loop between two slices. A chunk of a stream takes a few of them on its way
+through the sidecar; with one alone it would wait for a slice at each of its steps."""
+
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>LiteLLM cache sidecar</title>
 <meta name="viewport" content="width=device-width">
@@ -79,7 +83,8 @@ async def _paced(slices: Iterator[bytes]) -> AsyncIterator[bytes]:
     for piece in slices:
         if piece:
             yield piece
-        await asyncio.sleep(0)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
 
 def _compressed(slices: Iterator[bytes]) -> Iterator[bytes]:
