@@ -83,7 +83,6 @@ class Sidecar:
         ProcessCollector(registry=self._process)
         PlatformCollector(registry=self._process)
         self.registry.register(self._process)
-        self.scrapes = Scrapes(self.metrics.store, time.monotonic)
         self._teams = self._read_teams(settings.team_file)
         self.ledger = Ledger(
             self.metrics,
@@ -92,6 +91,7 @@ class Sidecar:
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
+        self.scrapes = Scrapes(self.metrics.store, lambda: self.ledger.submitted, time.monotonic)
         self.upstream = Upstream(
             settings.upstream,
             Timeouts(
@@ -150,11 +150,17 @@ class Sidecar:
 
     def _render(self, accept: str, scraper: str | None) -> tuple[str, Iterator[bytes]]:
         openmetrics = wants_openmetrics(accept)
-        watermark = None if scraper is None else self.scrapes.begin(scraper)
-        slices = render(
-            self.metrics.store, self._process, openmetrics=openmetrics, watermark=watermark
-        )
-        return OPENMETRICS_TYPE if openmetrics else TEXT_TYPE, slices
+        content_type = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
+        return content_type, self._slices(scraper, openmetrics=openmetrics)
+
+    def _slices(self, scraper: str | None, *, openmetrics: bool) -> Iterator[bytes]:
+        store, others = self.metrics.store, self._process
+        if scraper is None:
+            yield from render(store, others, openmetrics=openmetrics)
+        else:
+            scrape = self.scrapes.begin(scraper)
+            yield from render(store, others, openmetrics=openmetrics, watermark=scrape.watermark)
+            self.scrapes.end(scrape)
 
     def _read_teams(self, path: Path | None) -> TeamFile | None:
         for result in ("success", "failure"):

@@ -131,19 +131,22 @@ class Lifecycle:
         if cut:
             # uvicorn does not wait for the tasks that it cancels.
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
-        ended_at = monotonic()
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
         if terminated:
-            await self._await_final_scrape(ended_at)
+            await self._await_final_scrape()
 
-    async def _await_final_scrape(self, ended_at: float) -> None:
-        """Wait for a scrape that shows every final count, if anybody scrapes."""
+    async def _await_final_scrape(self) -> None:
+        """Wait for a scrape that shows every final count, if anybody scrapes.
+
+        One that came while the last answers were long counted will do.
+        """
         scrapes = self._sidecar.scrapes
+        ended_at = monotonic()
         if scrapes.last_at is None or ended_at - scrapes.last_at > _SCRAPED_LATELY_S:
             return
         deadline = ended_at + self._settings.final_scrape_wait_s
         while not self._now.is_set() and monotonic() < deadline:
-            if scrapes.true_at is not None and scrapes.true_at >= ended_at:
+            if scrapes.up_to_date:
                 logger.info("final_scrape")
                 return
             await self._pause(0.05)
