@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
 
-__all__ = ["Lifecycle"]
+__all__ = ["Lifecycle", "authority"]
 
 logger = logging.getLogger("sidecar")
 
@@ -53,9 +54,9 @@ class Lifecycle:
         self._now = asyncio.Event()
         self._signal: signal.Signals | None = None
         # Both are bound before either serves: a port that is taken must be known at once.
-        self._data_socket = _bind(settings.host, settings.port, "PORT")
+        self._data_socket = _bind(settings.host, settings.port, "")
         try:
-            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_PORT")
+            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_")
         except StartError:
             self._data_socket.close()
             raise
@@ -96,8 +97,8 @@ class Lifecycle:
             logger.info(
                 "serving",
                 extra={
-                    "address": f"{settings.host}:{self.port}",
-                    "admin": f"{settings.admin_host}:{self.admin_port}",
+                    "address": authority(settings.host, self.port),
+                    "admin": authority(settings.admin_host, self.admin_port),
                     "upstream": settings.upstream,
                 },
             )
@@ -182,14 +183,21 @@ def _server(app: ASGIApp, *, keep_alive_s: int, drain_s: float) -> _Server:
     return _Server(config)
 
 
-def _bind(host: str, port: int, setting: str) -> socket.socket:
-    name = f"{host}:{port} (SIDECAR_{setting})"
+def authority(host: str, port: int) -> str:
+    """Write host and port as a URL does: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bind(host: str, port: int, prefix: str) -> socket.socket:
+    name = authority(host, port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as exc:
-        raise StartError(f"cannot listen on {name}: {exc.strerror}") from None
+        raise StartError(
+            f"cannot listen on {name} (SIDECAR_{prefix}HOST): {exc.strerror}"
+        ) from None
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -201,8 +209,11 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         bound.setblocking(False)
     except OSError as exc:
         bound.close()
-        hint = "; is another process using it?" if port else ""
-        raise StartError(f"cannot listen on {name}: {exc.strerror}{hint}") from None
+        setting = "HOST" if exc.errno == errno.EADDRNOTAVAIL else "PORT"
+        hint = "; is another process using it?" if exc.errno == errno.EADDRINUSE else ""
+        raise StartError(
+            f"cannot listen on {name} (SIDECAR_{prefix}{setting}): {exc.strerror}{hint}"
+        ) from None
     return bound
 
 
