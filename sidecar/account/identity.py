@@ -36,6 +36,8 @@ _KEY_HEADERS = (
     b"ocp-apim-subscription-key",
 )
 _SCHEME = re.compile(rb"(?:bearer|basic)\s+", re.IGNORECASE)
+# Bedrock clients sign with the key as their access key; LangChain writes `Bearer` before it.
+_AWS_SIGNATURE = re.compile(rb"AWS4-HMAC-SHA256\b.*?Credential=(?:Bearer\s+)?([^/\s,]+)")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MAX_FILE_BYTES = 16 * 1024 * 1024
 """Longest file that is read: some 150,000 keys. A ConfigMap holds 1 MiB."""
@@ -48,7 +50,8 @@ def key_hash(headers: RawHeaders) -> str | None:
     for name in _KEY_HEADERS:
         value = header(headers, name)
         if value:
-            key = _SCHEME.sub(b"", value.strip(), count=1)
+            signed = _AWS_SIGNATURE.match(value)
+            key = signed[1] if signed else _SCHEME.sub(b"", value.strip(), count=1)
             return hashlib.sha256(key).hexdigest()
     return None
 

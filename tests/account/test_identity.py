@@ -27,6 +27,17 @@ def hashed(key: bytes) -> str:
         ([(b"api-key", b"sk-3"), (b"x-api-key", b"sk-2")], b"sk-3"),
         ([(b"x-litellm-api-key", b"Bearer sk-4"), (b"authorization", b"Bearer sk-1")], b"sk-4"),
         ([(b"x-goog-api-key", b"sk-5")], b"sk-5"),
+        ([(b"authorization", b"Basic sk-6")], b"sk-6"),
+        (
+            [
+                (
+                    b"authorization",
+                    b"AWS4-HMAC-SHA256 Credential=Bearer sk-7/20261124/us, Signature=x",
+                )
+            ],
+            b"sk-7",
+        ),
+        ([(b"authorization", b"AWS4-HMAC-SHA256 SignedHeaders=a, Credential=sk-8/d/r")], b"sk-8"),
     ],
 )
 def test_key_is_the_one_that_litellm_takes(headers: list[tuple[bytes, bytes]], key: bytes) -> None:
