@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import yaml
 
@@ -57,11 +57,13 @@ def key_hash(headers: RawHeaders) -> str | None:
 
 
 def named_in(headers: RawHeaders, name: bytes) -> str | None:
-    """Read a name from a header that the LiteLLM callback sets, percent-decoded as UTF-8."""
-    value = header(headers, name)
-    if not value:
-        return None
-    return unquote(value.decode("latin-1"), errors="replace").strip() or None
+    """Read a name from a header that the LiteLLM callback sets: UTF-8, percent-encoded or not."""
+    raw = unquote_to_bytes(header(headers, name) or b"")
+    try:
+        value = raw.decode()
+    except UnicodeDecodeError:
+        value = raw.decode("latin-1")
+    return value.strip() or None
 
 
 class TeamFile:

@@ -7,6 +7,7 @@ It must not know what is counted.
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -27,6 +28,9 @@ returns the content type and the text in slices."""
 _TURNS = 5
 """Turns of the loop between two slices. A chunk of a stream takes a few of them on its way
 through the sidecar; with one alone it would wait for a slice at each of its steps."""
+
+# RFC 9110 section 12.5.3: a weight of zero refuses it.
+_GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))(?:;|,|$)", re.IGNORECASE)
 
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>LiteLLM cache sidecar</title>
@@ -50,7 +54,7 @@ def create_admin(render: Render, readiness: Readiness) -> Starlette:
             scraper = request.client.host
         content_type, slices = render(request.headers.get("accept", ""), scraper)
         headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
-        if "gzip" in request.headers.get("accept-encoding", ""):
+        if _GZIP.search(request.headers.get("accept-encoding", "")):
             headers["content-encoding"] = "gzip"
             slices = _compressed(slices)
         return StreamingResponse(_paced(slices), headers=headers)

@@ -51,10 +51,15 @@ def test_no_key() -> None:
 
 
 def test_names_are_percent_decoded() -> None:
-    """Names in headers are percent-encoded UTF-8; what is not is taken as it is."""
+    """Names in headers are percent-encoded UTF-8, or the bare bytes of UTF-8 or latin-1."""
     assert named_in([(b"x", b"Team%20R%C3%A9d")], b"x") == "Team Réd"
     assert named_in([(b"x", b"100%")], b"x") == "100%"
-    assert named_in([(b"x", b"")], b"x") is None
+    assert named_in([(b"x", "Réd".encode())], b"x") == "Réd"
+    assert named_in([(b"x", "Réd".encode("latin-1"))], b"x") == "Réd"
+    assert named_in([(b"x", b"R%E9d")], b"x") == "Réd"
+    for nothing in (b"", b" ", b"%20"):
+        assert named_in([(b"x", nothing)], b"x") is None
+    assert named_in([], b"x") is None
 
 
 A, B, C = hashed(b"a"), hashed(b"b"), "0" * 64

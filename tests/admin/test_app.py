@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,43 @@ SCOPE: dict[str, Any] = {
 }
 
 
+async def _reachable() -> None:
+    return None
+
+
+READINESS = Readiness(_reachable, lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "gzipped"),
+    [
+        (b"gzip", True),
+        (b"deflate, GZIP;q=0.5, *;q=0", True),
+        (b"br,gzip ;q=1", True),
+        (b"gzip;q=0", False),
+        (b"identity, gzip; q=0.000, br", False),
+        (b"xgzip", False),
+        (b"identity", False),
+        (b"", False),
+    ],
+)
+async def test_gzip_is_sent_to_who_takes_it(accepted: bytes, gzipped: bool) -> None:
+    """The weights of Accept-Encoding are respected."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    admin = create_admin(lambda _, __: ("text/plain", iter([b"x 1\n"])), READINESS)
+    await admin(SCOPE | {"headers": [(b"accept-encoding", accepted)]}, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert ((b"content-encoding", b"gzip") in sent[0]["headers"]) is gzipped
+    assert (gzip.decompress(body) if gzipped else body) == b"x 1\n"
+
+
 async def test_loop_turns_between_slices() -> None:
     """Whoever else has something to do gets several turns after each slice: a chunk of a stream
     needs some of them on its way through."""
@@ -40,18 +78,13 @@ async def test_loop_turns_between_slices() -> None:
 
         return "text/plain", slices()
 
-    async def probe() -> None:
-        return None
-
     async def receive() -> dict[str, Any]:
         return await asyncio.Future()
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scrape = asyncio.create_task(
-        create_admin(render, Readiness(probe, lambda: 0.0))(SCOPE, receive, send)
-    )
+    scrape = asyncio.create_task(create_admin(render, READINESS)(SCOPE, receive, send))
     while not scrape.done():
         await asyncio.sleep(0)
         turn += 1
