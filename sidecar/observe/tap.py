@@ -27,7 +27,7 @@ from sidecar.exchange import (
     header,
 )
 from sidecar.observe import anthropic
-from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
+from sidecar.observe.decoding import DecodingError, ExpansionError, codings_of, decoder_for
 from sidecar.observe.sse import Event, EventFinder
 
 __all__ = ["MAX_JSON_BYTES", "outcome_of", "tap_for"]
@@ -112,9 +112,9 @@ class _StreamReader:
 class _Decoded:
     """Puts a decoder before a reader."""
 
-    def __init__(self, coding: bytes, reader: Tap) -> None:
-        self._decoder = decoder_for(coding)
-        self._coding = coding
+    def __init__(self, codings: bytes, reader: Tap) -> None:
+        self._decoder = decoder_for(codings)
+        self._codings = codings
         self._reader = reader
         self._error: DecodingError | None = None
 
@@ -133,8 +133,8 @@ class _Decoded:
 
     def finish(self, end: End) -> Observation:
         if self._decoder is None:
-            coding = self._coding.decode("latin-1")[:64]
-            return Observation(Status.ENCODED, fault=f"content-encoding {coding} is not decoded")
+            shown = self._codings.decode("latin-1")[:64]
+            return Observation(Status.ENCODED, fault=f"content-encoding {shown} is not decoded")
         if self._error is None:
             if end is End.COMPLETE and not self._decoder.complete:
                 end = End.UPSTREAM_CUT
@@ -184,10 +184,8 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"
         return _Nothing(Status.MISSING, f"the content type is {shown}")
-    coding = (header(headers, b"content-encoding") or b"").strip()
-    if coding and coding.lower() != b"identity":
-        return _Decoded(coding, reader)
-    return reader
+    codings = codings_of(headers)
+    return _Decoded(codings, reader) if codings else reader
 
 
 def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:
