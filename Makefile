@@ -12,10 +12,10 @@ LITELLM_READY := $(LITELLM_VERSIONS:%=.litellm/%/.ready)
 BENCH_READY := .bench/envoy/.ready $(if $(filter all,$(PEERS)),.bench/mitmproxy/.ready .bench/node_modules/.ready .litellm/1.83.10/.ready)
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit check format docs litellm bench bench-tools microbench leaks lock clean
+.PHONY: help demo test unit check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
 
 help: ## Show this list.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(READY) ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
 	$(BIN)/python -m sidecar demo $(if $(ONCE),--once)
@@ -25,6 +25,9 @@ test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where 
 
 unit: $(READY) ## Run the tests that need nothing but Python.
 	$(BIN)/python -m pytest --ignore=tests/e2e $(ARGS)
+
+bench-scrape: $(READY) ## Measure what a scrape of 30,000 series does to a stream.
+	@$(BIN)/python -m bench.scrape
 
 check: $(READY) ## Lint, type-check, and compare the generated docs.
 	$(BIN)/ruff format --check .

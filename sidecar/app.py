@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import ssl
 import time
@@ -38,7 +39,10 @@ __all__ = ["Sidecar"]
 logger = logging.getLogger("sidecar")
 
 _PROBE_TIMEOUT_S = 2.0
-_TEAM_FILE_POLL_S = 1.0
+_WATCH_S = 1.0
+_SETTLED_SERIES = 1000
+"""New series after which the garbage collector is told of them: a full collection goes
+through a thousand in less than 1 ms."""
 
 
 class _Observer:
@@ -81,7 +85,6 @@ class Sidecar:
         ProcessCollector(registry=self._process)
         PlatformCollector(registry=self._process)
         self.registry.register(self._process)
-        self.scrapes = Scrapes(self.metrics.store, time.monotonic)
         self._teams = self._read_teams(settings.team_file)
         self.ledger = Ledger(
             self.metrics,
@@ -90,6 +93,7 @@ class Sidecar:
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
+        self.scrapes = Scrapes(self.metrics.store, lambda: self.ledger.submitted, time.monotonic)
         self.upstream = Transport(
             settings.upstream,
             Timeouts(
@@ -111,19 +115,35 @@ class Sidecar:
             max_request_body_bytes=settings.max_request_body_bytes or None,
         )
         self.admin = create_admin(self._render, self.readiness)
+        self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
         """Do what has to be done from time to time, until cancelled."""
+        self._settle()
         reason = await self._probe()
         if reason is not None:
             logger.warning("upstream_unreachable", extra={"reason": reason})
-        while self._teams is not None:
-            await asyncio.sleep(_TEAM_FILE_POLL_S)
-            if await asyncio.to_thread(self._teams.changed):
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            self._settle()
+            if self._teams is not None and await asyncio.to_thread(self._teams.changed):
                 await self._reload_teams(self._teams)
+
+    def _settle(self) -> None:
+        """Take what stays for good, modules and series, out of the garbage collector's rounds.
+
+        With 30,000 series a full collection stops the loop for 40 ms. What comes and goes is
+        frozen too if it is there at the moment; it is freed as before, but for cycles.
+        """
+        series = self.metrics.store.births
+        if series - self._settled_series >= _SETTLED_SERIES:
+            self._settled_series = series
+            gc.collect(1)
+            gc.freeze()
 
     async def aclose(self) -> None:
         """Let go of the upstream."""
+        gc.unfreeze()
         await self.upstream.aclose()
 
     async def _probe(self) -> str | None:
@@ -135,11 +155,17 @@ class Sidecar:
 
     def _render(self, accept: str, scraper: str | None) -> tuple[str, Iterator[bytes]]:
         openmetrics = wants_openmetrics(accept)
-        watermark = None if scraper is None else self.scrapes.begin(scraper)
-        slices = render(
-            self.metrics.store, self._process, openmetrics=openmetrics, watermark=watermark
-        )
-        return OPENMETRICS_TYPE if openmetrics else TEXT_TYPE, slices
+        content_type = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
+        return content_type, self._slices(scraper, openmetrics=openmetrics)
+
+    def _slices(self, scraper: str | None, *, openmetrics: bool) -> Iterator[bytes]:
+        store, others = self.metrics.store, self._process
+        if scraper is None:
+            yield from render(store, others, openmetrics=openmetrics)
+        else:
+            scrape = self.scrapes.begin(scraper)
+            yield from render(store, others, openmetrics=openmetrics, watermark=scrape.watermark)
+            self.scrapes.end(scrape)
 
     def _read_teams(self, path: Path | None) -> TeamFile | None:
         for result in ("success", "failure"):

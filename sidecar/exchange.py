@@ -207,11 +207,6 @@ class Usage:
     """`usage.cache_creation.ephemeral_1h_input_tokens`, tokens."""
 
     @property
-    def reported(self) -> bool:
-        """Whether the wire said any count at all."""
-        return self != _NOTHING
-
-    @property
     def cache_reported(self) -> bool:
         """Whether any cache field was said: zero is an answer, absence is none."""
         return not (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -25,7 +26,7 @@ from sidecar.app import Sidecar
 from sidecar.errors import StartError
 from sidecar.proxy.edge import Edge, Limits, Patrol
 
-__all__ = ["Lifecycle"]
+__all__ = ["Lifecycle", "authority"]
 
 logger = logging.getLogger("sidecar")
 
@@ -58,9 +59,9 @@ class Lifecycle:
         self._now = asyncio.Event()
         self._signal: signal.Signals | None = None
         # Both are bound before either serves: a port that is taken must be known at once.
-        self._data_socket = _bind(settings.host, settings.port, "PORT")
+        self._data_socket = _bind(settings.host, settings.port, "")
         try:
-            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_PORT")
+            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_")
         except StartError:
             self._data_socket.close()
             raise
@@ -107,8 +108,8 @@ class Lifecycle:
             logger.info(
                 "serving",
                 extra={
-                    "address": f"{settings.host}:{self.port}",
-                    "admin": f"{settings.admin_host}:{self.admin_port}",
+                    "address": authority(settings.host, self.port),
+                    "admin": authority(settings.admin_host, self.admin_port),
                     "upstream": settings.upstream,
                 },
             )
@@ -144,19 +145,22 @@ class Lifecycle:
             cast("Edge", connection).transport.abort()
         data.force_exit = True
         await data_task
-        ended_at = monotonic()
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
         if terminated:
-            await self._await_final_scrape(ended_at)
+            await self._await_final_scrape()
 
-    async def _await_final_scrape(self, ended_at: float) -> None:
-        """Wait for a scrape that shows every final count, if anybody scrapes."""
+    async def _await_final_scrape(self) -> None:
+        """Wait for a scrape that shows every final count, if anybody scrapes.
+
+        One that came while the last answers were long counted will do.
+        """
         scrapes = self._sidecar.scrapes
+        ended_at = monotonic()
         if scrapes.last_at is None or ended_at - scrapes.last_at > _SCRAPED_LATELY_S:
             return
         deadline = ended_at + self._settings.final_scrape_wait_s
         while not self._now.is_set() and monotonic() < deadline:
-            if scrapes.true_at is not None and scrapes.true_at >= ended_at:
+            if scrapes.up_to_date:
                 logger.info("final_scrape")
                 return
             await self._pause(0.05)
@@ -192,14 +196,21 @@ def _server(app: ASGIApp, *, http: Callable[..., asyncio.Protocol], drain_s: int
     return _Server(config)
 
 
-def _bind(host: str, port: int, setting: str) -> socket.socket:
-    name = f"{host}:{port} (SIDECAR_{setting})"
+def authority(host: str, port: int) -> str:
+    """Write host and port as a URL does: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bind(host: str, port: int, prefix: str) -> socket.socket:
+    name = authority(host, port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as exc:
-        raise StartError(f"cannot listen on {name}: {exc.strerror}") from None
+        raise StartError(
+            f"cannot listen on {name} (SIDECAR_{prefix}HOST): {exc.strerror}"
+        ) from None
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -211,8 +222,11 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         bound.setblocking(False)
     except OSError as exc:
         bound.close()
-        hint = "; is another process using it?" if port else ""
-        raise StartError(f"cannot listen on {name}: {exc.strerror}{hint}") from None
+        setting = "HOST" if exc.errno == errno.EADDRNOTAVAIL else "PORT"
+        hint = "; is another process using it?" if exc.errno == errno.EADDRINUSE else ""
+        raise StartError(
+            f"cannot listen on {name} (SIDECAR_{prefix}{setting}): {exc.strerror}{hint}"
+        ) from None
     return bound
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from sidecar.exchange import RawHeaders, RequestFacts, header
+from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import MemberReader
 
 __all__ = ["BodyReader"]
@@ -62,8 +63,7 @@ class BodyReader:
         self._facts: RequestFacts | None = None
         self._chunks: list[bytes] = []
         self._scanner: _Scanner | None = None
-        coding = header(headers, b"content-encoding")
-        if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+        if codings_of(headers):
             # LiteLLM decodes no request coding either: it answers 400.
             self._facts = RequestFacts()
             return

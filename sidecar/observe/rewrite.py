@@ -31,9 +31,10 @@ from fnmatch import translate
 
 from sidecar.exchange import Dialect, RawHeaders, RequestFacts, Rewrite, Transformer, Usage, header
 from sidecar.observe.anthropic import USAGE_NEEDLE, StreamReading
+from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import find_member, members_of
 from sidecar.observe.sse import MAX_EVENT_BYTES, Event
-from sidecar.observe.tap import MAX_JSON_BYTES, STREAM_TYPE, coding_of, is_json, media_type
+from sidecar.observe.tap import MAX_JSON_BYTES, STREAM_TYPE, is_json, media_type
 
 __all__ = ["Rewriter", "transformer_for"]
 
@@ -123,7 +124,7 @@ def transformer_for(headers: RawHeaders, *, full: bool) -> Transformer | Rewrite
     content_type = media_type(headers)
     if content_type != STREAM_TYPE and not is_json(content_type):
         return Rewrite.MISSING
-    if coding_of(headers) is not None:
+    if codings_of(headers):
         return Rewrite.ENCODED
     if content_type == STREAM_TYPE:
         return _StreamRewriter(_Editor(full=full))

@@ -27,13 +27,12 @@ from sidecar.exchange import (
     header,
 )
 from sidecar.observe import anthropic
-from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
+from sidecar.observe.decoding import DecodingError, ExpansionError, codings_of, decoder_for
 from sidecar.observe.sse import Event, EventFinder
 
 __all__ = [
     "MAX_JSON_BYTES",
     "STREAM_TYPE",
-    "coding_of",
     "is_json",
     "media_type",
     "outcome_of",
@@ -124,9 +123,9 @@ class _StreamReader:
 class _Decoded:
     """Puts a decoder before a reader."""
 
-    def __init__(self, coding: bytes, reader: Tap) -> None:
-        self._decoder = decoder_for(coding)
-        self._coding = coding
+    def __init__(self, codings: bytes, reader: Tap) -> None:
+        self._decoder = decoder_for(codings)
+        self._codings = codings
         self._reader = reader
         self._error: DecodingError | None = None
 
@@ -145,8 +144,8 @@ class _Decoded:
 
     def finish(self, end: End) -> Observation:
         if self._decoder is None:
-            coding = self._coding.decode("latin-1")[:64]
-            return Observation(Status.ENCODED, fault=f"content-encoding {coding} is not decoded")
+            shown = self._codings.decode("latin-1")[:64]
+            return Observation(Status.ENCODED, fault=f"content-encoding {shown} is not decoded")
         if self._error is None:
             if end is End.COMPLETE and not self._decoder.complete:
                 end = End.UPSTREAM_CUT
@@ -185,12 +184,6 @@ def is_json(content_type: bytes) -> bool:
     return content_type == b"application/json" or content_type.endswith(b"+json")
 
 
-def coding_of(headers: RawHeaders) -> bytes | None:
-    """Return the content coding as it was written; None for none and for `identity`."""
-    coding = (header(headers, b"content-encoding") or b"").strip()
-    return coding if coding and coding.lower() != b"identity" else None
-
-
 def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     """Make the tap of one response. See the module for the contract.
 
@@ -212,8 +205,8 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"
         return _Nothing(Status.MISSING, f"the content type is {shown}")
-    coding = coding_of(headers)
-    return reader if coding is None else _Decoded(coding, reader)
+    codings = codings_of(headers)
+    return _Decoded(codings, reader) if codings else reader
 
 
 def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:
