@@ -34,19 +34,11 @@ _MAX_COUNT = 2**53
 (RFC 8259 section 6)."""
 
 _ALIASES: Mapping[str, tuple[str, ...]] = {
-    "input_tokens": ("input_tokens",),
-    "output_tokens": ("output_tokens",),
+    "input_tokens": (),
+    "output_tokens": (),
     # Bedrock spells these in its own way where it adds them to a message_stop.
-    "cache_read_input_tokens": (
-        "cache_read_input_tokens",
-        "cacheReadInputTokens",
-        "cacheReadInputTokenCount",
-    ),
-    "cache_creation_input_tokens": (
-        "cache_creation_input_tokens",
-        "cacheWriteInputTokens",
-        "cacheWriteInputTokenCount",
-    ),
+    "cache_read_input_tokens": ("cacheReadInputTokens", "cacheReadInputTokenCount"),
+    "cache_creation_input_tokens": ("cacheWriteInputTokens", "cacheWriteInputTokenCount"),
 }
 _SPLIT = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 _INPUT_SIDE = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -207,35 +199,47 @@ class StreamReading:
             self._faults.append("usage is not an object")
             return
         counts: dict[str, int] = {}
-        for field, spellings in _ALIASES.items():
-            for spelling in spellings:
-                if usage.get(spelling) is not None:
-                    self._take_count(counts, field, usage[spelling])
-                    break
+        for field, aliases in _ALIASES.items():
+            value = usage.get(field)
+            for alias in aliases:
+                if value is None:
+                    value = usage.get(alias)
+            if value is not None:
+                self._take_count(counts, field, value)
         split = usage.get("cache_creation")
         if isinstance(split, dict):
-            for field in _SPLIT:
-                if split.get(field) is not None:
-                    self._take_count(counts, field, split[field])
-            total = counts.get("cache_creation_input_tokens")
-            if total is not None and sum(counts.get(field, 0) for field in _SPLIT) > total:
-                self._faults.append("the split of the written tokens exceeds their total")
+            self._take_split(counts, split)
         elif split is not None:
             self._faults.append("cache_creation is not an object")
         merged = self._merged
-        if not any(counts.get(field) for field in _INPUT_SIDE) and any(
-            merged.get(field) for field in _INPUT_SIDE
+        if (
+            merged
+            and not any(counts.get(field) for field in _INPUT_SIDE)
+            and any(merged.get(field) for field in _INPUT_SIDE)
         ):
             # Some back ends close with an all-zero usage: it does not undo what the start said.
             for field in _INPUT_SIDE:
                 counts.pop(field, None)
         merged.update(counts)
 
+    def _take_split(self, counts: dict[str, int], split: dict[str, object]) -> None:
+        """Take what was written for each TTL."""
+        covered = 0
+        for field in _SPLIT:
+            value = split.get(field)
+            if value is not None:
+                self._take_count(counts, field, value)
+                covered += counts.get(field, 0)
+        total = counts.get("cache_creation_input_tokens")
+        if total is not None and covered > total:
+            self._faults.append("the split of the written tokens exceeds their total")
+
     def _take_count(self, counts: dict[str, int], field: str, value: object) -> None:
         """Take a count: an integer, or a float that is one, from 0 to 2^53."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT:
+        # Not `isinstance`: to Python, true and false are integers.
+        if type(value) is int and 0 <= value <= _MAX_COUNT:
             counts[field] = value
         else:
             self._faults.append(f"{field} is not a count")
