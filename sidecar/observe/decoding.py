@@ -181,8 +181,10 @@ def codings_of(headers: RawHeaders) -> bytes:
 
     The header is a list (RFC 9110 section 8.4): it may come several times, with empty members.
     """
-    values = b",".join(value for name, value in headers if name == b"content-encoding")
-    names = (name.strip().lower() for name in values.split(b","))
+    values = [value for name, value in headers if name == b"content-encoding"]
+    if not values:
+        return b""
+    names = (name.strip().lower() for name in b",".join(values).split(b","))
     return b", ".join(name for name in names if name not in (b"", b"identity"))
 
 
