@@ -95,15 +95,15 @@ class Lifecycle:
         # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
         data = _server(sidecar.relay, http=edge, drain_s=None)
         admin = _server(sidecar.admin, http=HttpToolsProtocol, drain_s=1)
-        patrol_task = asyncio.create_task(Patrol(data.server_state.connections).run())
+        beside = [asyncio.create_task(Patrol(data.server_state.connections).run())]
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
-        watch_task = asyncio.create_task(sidecar.watch())
         try:
             while not (data.started and admin.started):
                 await asyncio.sleep(0.01)
                 _check_alive(data_task, admin_task)
             sidecar.readiness.started = True
+            beside.append(asyncio.create_task(sidecar.watch()))
             self.serving.set()
             logger.info(
                 "serving",
@@ -121,8 +121,8 @@ class Lifecycle:
             for server in (data, admin):
                 server.should_exit = True
             await asyncio.gather(data_task, admin_task, return_exceptions=True)
-            watch_task.cancel()
-            patrol_task.cancel()
+            for task in beside:
+                task.cancel()
             await sidecar.aclose()
 
     async def _drain(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
