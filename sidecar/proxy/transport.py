@@ -87,6 +87,7 @@ class UpstreamResponse:
         "_dry_bytes",
         "_error",
         "_head",
+        "_held_bytes",
         "_interim",
         "_keep_alive",
         "_last_at",
@@ -103,6 +104,7 @@ class UpstreamResponse:
         "_upload",
         "ended",
         "headers",
+        "on_body",
         "status_code",
     )
 
@@ -116,12 +118,15 @@ class UpstreamResponse:
         self._loop = connection.loop
         self._timeouts = timeouts
         self._bodiless = method == "HEAD"
+        self._pieces: list[bytes] = []
+        # The parser calls it by name, for each chunk: without a step of Python's.
+        self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._head: asyncio.Future[None] | None = None
         self._over: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes, bool], None] | None = None
-        self._pieces: list[bytes] = []
         self._dry_bytes = 0
+        self._held_bytes = 0
         self._interim = False
         self._keep_alive = False
         self._until_eof = False
@@ -136,6 +141,7 @@ class UpstreamResponse:
 
     def take(self) -> bytes:
         """Return what has come of the body and was not taken yet."""
+        self._held_bytes = 0
         pieces = self._pieces
         if len(pieces) == 1:
             return pieces.pop()
@@ -279,14 +285,17 @@ class UpstreamResponse:
             self._surplus = True
         if self._pieces:
             self._dry_bytes = 0
+            if self._bodiless:
+                self._pieces.clear()
+                self._surplus = True  # a body where none can be
         malformed = malformed or (not self.ended and self._dry_bytes > _MAX_HEAD_BYTES)
         if self.status_code:
-            self._progress(malformed)
+            self._progress(len(data), malformed=malformed)
         elif malformed:
             self._fault(UpstreamFault.MALFORMED_RESPONSE)
 
-    def _progress(self, malformed: bool) -> None:
-        """Pass on what a read brought, once there is a head."""
+    def _progress(self, size: int, *, malformed: bool) -> None:
+        """Pass on what a read of `size` bytes brought, once there is a head."""
         if self.ended:
             self._complete()
         head, sink = self._head, self._sink
@@ -298,8 +307,10 @@ class UpstreamResponse:
             self._last_at = self._loop.time()
             if self._pieces or self.ended:
                 self._deliver(sink)
-        elif self._pieces and sum(map(len, self._pieces)) > _HIGH_WATER_BYTES:
-            self.pause()
+        else:
+            self._held_bytes += size
+            if self._held_bytes > _HIGH_WATER_BYTES:
+                self.pause()
         if malformed:
             self._fault(UpstreamFault.BODY_CUT)
 
@@ -311,7 +322,7 @@ class UpstreamResponse:
             self._fault(UpstreamFault.STALE_CONNECTION)
         elif self._until_eof:
             self.ended = True
-            self._progress(malformed=False)
+            self._progress(0, malformed=False)
         else:
             self._fault(UpstreamFault.BODY_CUT)
 
@@ -398,18 +409,14 @@ class UpstreamResponse:
             codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
             if codings != [b"chunked"] or version == "1.0":
                 raise _MalformedError
-        if self._bodiless or status_code == 204 or status_code == 304:
+        if status_code == 204 or status_code == 304:
+            self._bodiless = True
+        if self._bodiless:
             self.ended = True
         elif not coded and b"content-length" not in names:
             self._until_eof = True
         self._keep_alive = parser.should_keep_alive()
         self.status_code = status_code
-
-    def on_body(self, piece: bytes) -> None:
-        if self.ended:
-            self._surplus = True  # a body where none can be
-        else:
-            self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
         if self._interim:
