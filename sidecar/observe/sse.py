@@ -25,7 +25,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 """Longest event that is parsed, in bytes, its closing blank line aside; websockets takes the
 same figure for a message. A longer one is skipped and noted, and reading goes on after it."""
 
-TAIL_BYTES = 8 * 1024
+TAIL_BYTES = 4 * 1024
 """How much of the end of a stream is searched for the needles of its end. After the event that
 closes a message nothing comes but pings."""
 
@@ -60,6 +60,7 @@ class EventFinder:
     __slots__ = (
         "_after_cr",
         "_at_start",
+        "_between",
         "_end_needles",
         "_needles",
         "_overlap",
@@ -80,6 +81,8 @@ class EventFinder:
         self._pending = bytearray()
         self._after_cr = False
         self._at_start = True
+        self._between = False
+        """Whether the next byte begins an event, which is not the first."""
         self._skipping = False
         self._skip_hit = False
         self.oversized = False
@@ -87,28 +90,38 @@ class EventFinder:
 
     def feed(self, chunk: bytes) -> Sequence[Event]:
         """Return the events of interest that end in this chunk."""
+        if self._between and chunk.endswith(b"\n\n") and b"\r" not in chunk:
+            # Whole events, as most chunks are.
+            for needle in self._needles:
+                if needle in chunk:
+                    break
+            else:
+                self._tail.append(chunk)
+                self._tail_bytes += len(chunk)
+                if self._tail_bytes > 2 * TAIL_BYTES:
+                    self._trim_tail()
+                return ()
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_line_feeds(chunk)
         if not chunk:
             return ()
         self._tail.append(chunk)
         self._tail_bytes += len(chunk)
-        if self._tail_bytes > 4 * TAIL_BYTES:
-            self._tail[:] = [self._last_bytes()]
-            self._tail_bytes = TAIL_BYTES
-        if not self._pending and not self._at_start and chunk.endswith(b"\n\n"):
-            for needle in self._needles:
-                if needle in chunk:
-                    break
-            else:
-                return ()
+        if self._tail_bytes > 2 * TAIL_BYTES:
+            self._trim_tail()
+        found = self._take(chunk)
+        self._between = not (self._pending or self._at_start or self._after_cr)
+        return found
+
+    def _take(self, chunk: bytes) -> list[Event]:
+        """Cut the events of interest out of what is pending and a chunk."""
         start = 0
         found: list[Event] = []
         if self._pending or self._at_start:
             start = self._end_of_pending(chunk)
             if start < 0:
                 self._hold(chunk)
-                return ()
+                return found
             self._take_pending(chunk[:start], found)
         end = chunk.rfind(b"\n\n", start)
         end = start if end < 0 else end + 2
@@ -118,6 +131,10 @@ class EventFinder:
         if end < len(chunk):
             self._hold(chunk[end:] if end else chunk)
         return found
+
+    def _trim_tail(self) -> None:
+        self._tail[:] = [self._last_bytes()]
+        self._tail_bytes = TAIL_BYTES
 
     def finish(self) -> Sequence[Event]:
         """Return the events of interest of the stream's end, and what stands after the last
