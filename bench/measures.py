@@ -44,9 +44,6 @@ class Requests:
     connections: int
     answer: bodies.Answer
     body: bytes = bodies.REQUEST
-    on_slow: bool = False
-    """Whether slow peers are put through it, too."""
-    unit: str = "request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,6 @@ class Paced:
 
     title: str
     streams: int
-    on_slow: bool = False
-    unit: str = "event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +60,14 @@ class Latency:
 
     title: str
     rate: int
-    on_slow: bool = False
-    unit: str = "request"
 
 
 MEASURES: dict[str, Requests | Paced | Latency] = {
     "json1": Requests("JSON, 1 connection", 1, bodies.message()),
-    "json32": Requests("JSON, 32 connections", 32, bodies.message(), on_slow=True),
+    "json32": Requests("JSON, 32 connections", 32, bodies.message()),
     "json256": Requests("JSON, 256 connections", 256, bodies.message()),
     "json1000": Requests("JSON, 1,000 connections", 1000, bodies.message()),
-    "burst": Requests(
-        "SSE, 300 events in one burst", 32, bodies.burst(), bodies.STREAM_REQUEST, on_slow=True
-    ),
+    "burst": Requests("SSE, 300 events in one burst", 32, bodies.burst(), bodies.STREAM_REQUEST),
     "paced100": Paced("SSE paced, 100 streams", 100),
     "paced500": Paced("SSE paced, 500 streams", 500),
     "paced1000": Paced("SSE paced, 1,000 streams", 1000),
