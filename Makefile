@@ -12,7 +12,7 @@ LITELLM_READY := $(LITELLM_VERSIONS:%=.litellm/%/.ready)
 BENCH_READY := .bench/envoy/.ready $(if $(filter all,$(PEERS)),.bench/mitmproxy/.ready .bench/node_modules/.ready .litellm/1.83.10/.ready)
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,15 @@ test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where 
 
 unit: $(READY) ## Run the tests that need nothing but Python.
 	$(BIN)/python -m pytest --ignore=tests/e2e $(ARGS)
+
+coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to cover.
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest tests/observe
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --include="sidecar/observe/*,sidecar/exchange.py" --fail-under=100
+	$(BIN)/python -m coverage run -m pytest --ignore=tests/e2e --ignore=tests/observe
+	$(BIN)/python -m coverage combine --quiet --append
+	$(BIN)/python -m coverage report --fail-under=97
 
 bench-scrape: $(READY) ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BIN)/python -m bench.scrape

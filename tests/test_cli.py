@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support.bodies import message, stream
-from tests.support.process import free_port
+from tests.support.process import coverage_environment, free_port
 from tests.support.running import ROOT, sidecar_process
 
 USAGE = {
@@ -24,6 +24,7 @@ USAGE = {
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | settings
+    environment |= coverage_environment()
     command = [sys.executable, "-m", "sidecar", *arguments]
     return subprocess.run(
         command, check=False, env=environment, capture_output=True, text=True, timeout=30

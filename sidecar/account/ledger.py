@@ -322,7 +322,8 @@ class Ledger:
 
     def _admit(self, names: tuple[str, ...]) -> _Series:
         """Make the series of a label set; past the limit, take the one that stands for all."""
-        if self._series_made + self._series_each > self._max_series:
+        # The last place is kept for the set that stands for all others.
+        if self._series_made + 2 * self._series_each > self._max_series:
             self._overflow("series")
             names = (OTHER,) * len(names)
             if names in self._series:
