@@ -76,6 +76,16 @@ def test_needles_of_the_end_are_looked_for_there_alone(last: bytes, before: int)
         assert run(chunks) == events
 
 
+def test_a_long_stream_of_whole_events_ends_as_it_ends() -> None:
+    """However many chunks of one event each came before, the end is found in the last bytes."""
+    finder = EventFinder((b"usage",), (b"end",))
+    assert not finder.feed(b"data: first\n\n")
+    for _ in range(10 * TAIL_BYTES // 16):
+        assert not finder.feed(b"data: xxxxxxxx\n\n")
+    assert not finder.feed(b"data: end\n\n")
+    assert finder.finish() == [Event(b"", b"end")]
+
+
 def test_last_event_without_blank_line_is_marked() -> None:
     """What stands after the last blank line comes out as not terminated."""
     assert found([b"data: usage\n"]) == [Event(b"", b"usage", terminated=False)]
