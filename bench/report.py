@@ -22,6 +22,8 @@ __all__ = ["Results", "render"]
 
 _BASE = "envoy-lua"
 """What ratios are of, where it was measured."""
+_QUIET = 0.95
+"""Share of its core that a busy proxy gets where nothing else wants it."""
 
 
 @dataclass
@@ -305,6 +307,12 @@ def render(results: Results) -> str:
         "peak memory.",
         _table(_figures(results)),
     ]
+    share = results.value("json32", "sidecar", "busy")
+    if share is not None and share < _QUIET:
+        parts.append(
+            f"The machine had other work: with 32 connections the sidecar got {share:.0%} of its "
+            "core. CPU figures are then too high by up to a quarter, ratios less."
+        )
     for name, lacking in results.absent.items():
         parts.append(f"{proxies.PEERS[name].title} was left out for want of {', '.join(lacking)}.")
     if results.failures:
