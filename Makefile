@@ -38,10 +38,11 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 bench-scrape: $(READY) ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BIN)/python -m bench.scrape
 
-check: $(READY) ## Lint, type-check, and compare the generated docs.
+check: $(READY) ## Lint, type-check, check who imports whom, and compare the generated docs.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
 
 format: $(READY) ## Format the code and regenerate the docs.

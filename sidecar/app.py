@@ -148,10 +148,15 @@ class Sidecar:
 
     async def _probe(self) -> str | None:
         try:
-            await self.upstream.probe(_PROBE_TIMEOUT_S)
+            status_code = await self.upstream.probe(_PROBE_TIMEOUT_S)
         except UpstreamError as error:
-            return f"LiteLLM at {self.settings.upstream} (SIDECAR_UPSTREAM): {error.fault.value}"
-        return None
+            reason = error.fault.value
+        else:
+            if status_code < 500:
+                return None
+            # So answers a load balancer behind which there is no LiteLLM.
+            reason = f"answers {status_code}"
+        return f"LiteLLM at {self.settings.upstream} (SIDECAR_UPSTREAM): {reason}"
 
     def _render(self, accept: str, scraper: str | None) -> tuple[str, Iterator[bytes]]:
         openmetrics = wants_openmetrics(accept)
