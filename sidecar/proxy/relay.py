@@ -150,7 +150,10 @@ class _Exchange:
     async def run(self) -> None:
         """Relay the exchange, and account for it however it ends."""
         end = End.UPSTREAM_CUT
-        self._relay.accounts.begin(self._info.route)
+        try:
+            self._relay.accounts.begin(self._info.route)
+        except Exception as exc:
+            self._relay.accounts.contain("account", exc)
         self._task = asyncio.current_task()
         self._client.on_left = self._leave
         try:
