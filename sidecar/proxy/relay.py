@@ -10,11 +10,8 @@ or alter a response.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import httpx
 from starlette.types import Message, Receive, Scope, Send
@@ -34,6 +31,7 @@ from sidecar.exchange import (
     header,
 )
 from sidecar.proxy.headers import ForwardedRule, request_headers, response_headers
+from sidecar.proxy.refusal import Refusal, refusal_of
 from sidecar.proxy.routes import classify
 from sidecar.proxy.transport import Upstream, UpstreamResponse
 
@@ -42,26 +40,6 @@ __all__ = ["Relay"]
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
 
-_TIMEOUTS = frozenset(
-    {
-        UpstreamFault.CONNECT_TIMEOUT,
-        UpstreamFault.FIRST_BYTE_TIMEOUT,
-    }
-)
-_MESSAGES = {
-    UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
-    UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
-    UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
-    UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
-    UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
-    UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
-    UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
-}
-# The types that each API's clients map to exceptions of their own:
-# docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
-_ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
-_OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
-
 
 class _ClientLeftError(Exception):
     """The client closed its connection while its request was being read."""
@@ -69,35 +47,6 @@ class _ClientLeftError(Exception):
 
 class _TooLargeError(Exception):
     """The request's body is larger than the bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer of our own: nothing came, or nothing usable, from the upstream."""
-
-    status_code: int
-    reason: str
-    """Value of `x-sidecar-error`."""
-    message: str
-    """For a person; names no host."""
-
-    def body(self, *, anthropic: bool) -> bytes:
-        """Write the error in the route's dialect."""
-        error: dict[str, Any]
-        if anthropic:
-            kind = _ANTHROPIC_TYPES.get(self.status_code, "api_error")
-            error = {"type": "error", "error": {"type": kind, "message": self.message}}
-        else:
-            kind = _OPENAI_TYPES.get(self.status_code, "api_error")
-            error = {
-                "error": {
-                    "message": self.message,
-                    "type": kind,
-                    "param": None,
-                    "code": self.reason,
-                }
-            }
-        return json.dumps(error).encode()
 
 
 class Relay:
@@ -369,14 +318,8 @@ class _Exchange:
     # The end
 
     async def _upstream_failed(self, error: UpstreamError) -> None:
-        self._upstream_fault = fault = error.fault
-        if fault is UpstreamFault.MALFORMED_REQUEST:
-            status_code = 400
-        else:
-            status_code = 504 if fault in _TIMEOUTS else 502
-        await self._refuse(
-            Refusal(status_code, fault.value, _MESSAGES.get(fault, "LiteLLM's answer broke off."))
-        )
+        self._upstream_fault = error.fault
+        await self._refuse(refusal_of(error.fault))
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer in our own name; if a head is out already, cut the connection instead.
@@ -389,11 +332,7 @@ class _Exchange:
         self._status_code = refusal.status_code
         self._tap = None
         body = refusal.body(anthropic=self._info.anthropic_errors)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-sidecar-error", refusal.reason.encode()),
-        ]
+        headers = refusal.headers(body)
         if refusal.reason == "upgrade_with_body" or header(self._headers, b"expect") is not None:
             # Whether what comes next is a body or a request, nobody could tell.
             headers.append((b"connection", b"close"))

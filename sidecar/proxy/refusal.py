@@ -1,0 +1,78 @@
+"""Answers in the sidecar's own name, in the format of the route's API."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.exchange import UpstreamFault
+
+__all__ = ["Refusal", "refusal_of"]
+
+_TIMEOUTS = frozenset(
+    {
+        UpstreamFault.CONNECT_TIMEOUT,
+        UpstreamFault.FIRST_BYTE_TIMEOUT,
+    }
+)
+_MESSAGES = {
+    UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
+    UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
+    UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
+    UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
+    UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
+    UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
+    UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
+}
+# The types that each API's clients map to exceptions of their own:
+# docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
+_ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
+_OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer of our own: nothing came, or nothing usable, from the upstream."""
+
+    status_code: int
+    reason: str
+    """Value of `x-sidecar-error`."""
+    message: str
+    """For a person; names no host."""
+
+    def body(self, *, anthropic: bool) -> bytes:
+        """Write the error in the route's dialect."""
+        error: dict[str, Any]
+        if anthropic:
+            kind = _ANTHROPIC_TYPES.get(self.status_code, "api_error")
+            error = {"type": "error", "error": {"type": kind, "message": self.message}}
+        else:
+            kind = _OPENAI_TYPES.get(self.status_code, "api_error")
+            error = {
+                "error": {
+                    "message": self.message,
+                    "type": kind,
+                    "param": None,
+                    "code": self.reason,
+                }
+            }
+        return json.dumps(error).encode()
+
+    def headers(self, body: bytes) -> list[tuple[bytes, bytes]]:
+        """Make the headers that go with the body."""
+        return [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-sidecar-error", self.reason.encode()),
+        ]
+
+
+def refusal_of(fault: UpstreamFault) -> Refusal:
+    """Say that the upstream gave no response."""
+    if fault is UpstreamFault.MALFORMED_REQUEST:
+        status_code = 400
+    else:
+        status_code = 504 if fault in _TIMEOUTS else 502
+    message = _MESSAGES.get(fault, "LiteLLM's answer broke off.")
+    return Refusal(status_code, fault.value, message)
