@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -80,10 +80,13 @@ class Lifecycle:
         sidecar, settings = self._sidecar, self._settings
         data = _server(
             sidecar.relay,
+            sidecar.tunnel,
             keep_alive_s=settings.keep_alive_timeout_s,
             drain_s=settings.drain_timeout_s,
         )
-        admin = _server(sidecar.admin, keep_alive_s=settings.keep_alive_timeout_s, drain_s=1)
+        admin = _server(
+            sidecar.admin, "none", keep_alive_s=settings.keep_alive_timeout_s, drain_s=1
+        )
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
         watch_task = asyncio.create_task(sidecar.watch())
@@ -125,7 +128,9 @@ class Lifecycle:
         if not data_task.done():
             data.force_exit = True
         await data_task
-        cut = {task for task in data.server_state.tasks if not task.done()}
+        running |= data.server_state.tasks
+        # A tunnel's task ends with its being cancelled; an answer's has an end to write first.
+        cut = {task for task in running if task.cancelled() or not task.done()}
         for task in cut:
             task.cancel()
         if cut:
@@ -155,11 +160,17 @@ class Lifecycle:
             await asyncio.wait_for(self._now.wait(), seconds)
 
 
-def _server(app: ASGIApp, *, keep_alive_s: int, drain_s: float) -> _Server:
+def _server(
+    app: ASGIApp,
+    websockets: type[asyncio.Protocol] | Literal["none"],
+    *,
+    keep_alive_s: int,
+    drain_s: float,
+) -> _Server:
     config = uvicorn.Config(
         cast("Any", app),
         http="httptools",
-        ws="none",
+        ws=websockets,
         loop="none",
         lifespan="off",
         log_config=None,

@@ -7,8 +7,9 @@ environment. What it must not know is what a request means.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import httpx
@@ -95,8 +96,10 @@ class Upstream:
     ) -> None:
         self._url = httpx.URL(url)
         self._timeouts = timeouts
+        tls = url.startswith("https")
+        self._tls = ssl.create_default_context(cafile=ca_file) if tls else None
         self._transport = transport or httpx.AsyncHTTPTransport(
-            verify=ssl.create_default_context(cafile=ca_file) if url.startswith("https") else False,
+            verify=self._tls or False,
             trust_env=False,
             limits=httpx.Limits(keepalive_expiry=_IDLE_EXPIRY_S),
         )
@@ -153,6 +156,25 @@ class Upstream:
             raise UpstreamError(_fault_of(exc), str(exc)) from None
         timeouts["read"] = self._timeouts.idle_s
         return UpstreamResponse(response)
+
+    async def dial(
+        self, factory: Callable[[], asyncio.Protocol]
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """Open a connection that is the caller's own.
+
+        Raises:
+            UpstreamError: there is none to be had.
+        """
+        port = self._url.port or (443 if self._tls else 80)
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s):
+                return await asyncio.get_running_loop().create_connection(
+                    factory, self._url.host, port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise UpstreamError(UpstreamFault.CONNECT_TIMEOUT) from None
+        except OSError as exc:
+            raise UpstreamError(UpstreamFault.CONNECT_FAILED, str(exc)) from None
 
     async def probe(self, timeout_s: float) -> int:
         """Ask for LiteLLM's liveness endpoint and return the status code.
