@@ -80,8 +80,8 @@ class ForwardedRule:
     def _is_trusted(self, peer: str) -> bool:
         try:
             address = ip_address(peer)
-        except ValueError:  # a Unix socket has no address; its file's mode is its guard
-            return not peer
+        except ValueError:  # nobody knows who it was
+            return False
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._trusted)
 
@@ -100,7 +100,8 @@ def request_headers(
     """Make the headers of the upstream request from the client's.
 
     Args:
-        peer: address of the connection's other end; empty for a Unix socket.
+        peer: address of the connection's other end; empty where it is not known any more,
+            because the connection was reset when it had barely been taken.
         scheme: `http` or `https`, of the connection.
         upgrade: whether `Upgrade` goes on, and the option of `Connection` that it needs.
     """
