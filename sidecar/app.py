@@ -33,6 +33,7 @@ from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.headers import ForwardedRule
 from sidecar.proxy.relay import Relay
 from sidecar.proxy.transport import Timeouts, Transport
+from sidecar.proxy.tunnel import tunnel_protocol
 
 __all__ = ["Sidecar"]
 
@@ -94,25 +95,30 @@ class Sidecar:
             max_series=settings.max_series,
         )
         self.scrapes = Scrapes(self.metrics.store, lambda: self.ledger.submitted, time.monotonic)
+        timeouts = Timeouts(
+            connect_s=settings.connect_timeout_s or None,
+            first_byte_s=settings.first_byte_timeout_s or None,
+            idle_s=settings.idle_timeout_s or None,
+        )
         self.upstream = Transport(
             settings.upstream,
-            Timeouts(
-                connect_s=settings.connect_timeout_s or None,
-                first_byte_s=settings.first_byte_timeout_s or None,
-                idle_s=settings.idle_timeout_s or None,
-            ),
+            timeouts,
             tls=ssl.create_default_context(cafile=settings.upstream_ca_file)
             if settings.upstream_ca_file
             else None,
         )
         self.readiness = Readiness(self._probe, time.monotonic)
+        forwarded = ForwardedRule(settings.trusted_proxies)
         self.relay = Relay(
             self.upstream,
             observer or _Observer(settings.max_request_capture_bytes),
             self.ledger,
-            ForwardedRule(settings.trusted_proxies),
+            forwarded,
             rewriting=self._rewriter(settings),
             max_request_body_bytes=settings.max_request_body_bytes or None,
+        )
+        self.tunnel = tunnel_protocol(
+            self.upstream, self.ledger, forwarded, first_byte_timeout_s=timeouts.first_byte_s
         )
         self.admin = create_admin(self._render, self.readiness)
         self._settled_series = -_SETTLED_SERIES

@@ -70,6 +70,7 @@ class Route(_LabelValue):
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     RESPONSES = "/v1/responses"
+    REALTIME = "/v1/realtime"
     EMBEDDINGS = "/v1/embeddings"
     MODELS = "/v1/models"
     OTHER = "other"

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -93,8 +93,8 @@ class Lifecycle:
         )
         edge = partial(Edge, limits=limits, refused=sidecar.ledger.refuse)
         # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
-        data = _server(sidecar.relay, http=edge, drain_s=None)
-        admin = _server(sidecar.admin, http=HttpToolsProtocol, drain_s=1)
+        data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel, drain_s=None)
+        admin = _server(sidecar.admin, http=HttpToolsProtocol, ws="none", drain_s=1)
         beside = [asyncio.create_task(Patrol(data.server_state.connections).run())]
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
@@ -142,7 +142,8 @@ class Lifecycle:
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
         # What is left are clients that do not take the end of their answers.
         for connection in list(data.server_state.connections):
-            cast("Edge", connection).transport.abort()
+            if (transport := cast("Edge", connection).transport) is not None:
+                transport.abort()
         data.force_exit = True
         await data_task
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
@@ -172,12 +173,18 @@ class Lifecycle:
             await asyncio.wait_for(self._now.wait(), seconds)
 
 
-def _server(app: ASGIApp, *, http: Callable[..., asyncio.Protocol], drain_s: int | None) -> _Server:
+def _server(
+    app: ASGIApp,
+    *,
+    http: Callable[..., asyncio.Protocol],
+    ws: type[asyncio.Protocol] | Literal["none"],
+    drain_s: int | None,
+) -> _Server:
     config = uvicorn.Config(
         cast("Any", app),
         # Annotated as a class, but only ever called.
         http=cast("Any", http),
-        ws="none",
+        ws=ws,
         loop="none",
         lifespan="off",
         log_config=None,

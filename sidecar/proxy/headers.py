@@ -30,7 +30,10 @@ _NEVER_NOMINATED = (
     _FRAMING
     | {b"host", b"authorization", b"cookie", b"api-key", b"x-api-key", b"x-goog-api-key"}
     | {b"x-litellm-api-key", b"ocp-apim-subscription-key", b"content-type", b"content-encoding"}
+    | {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-accept"}
+    | {b"sec-websocket-protocol", b"sec-websocket-extensions"}
 )
+_UPGRADE = frozenset({b"connection", b"upgrade"})
 
 
 def _nominated(headers: RawHeaders) -> frozenset[bytes]:
@@ -40,6 +43,19 @@ def _nominated(headers: RawHeaders) -> frozenset[bytes]:
         return _NONE
     options = b",".join(values).split(b",")
     return frozenset(option.strip().lower() for option in options) - _NEVER_NOMINATED
+
+
+def _only_upgrade(headers: RawHeaders) -> RawHeaders:
+    """Leave of `Connection` what a WebSocket's handshake needs: one header, one option."""
+    kept: list[tuple[bytes, bytes]] = []
+    seen = False
+    for pair in headers:
+        if pair[0] != b"connection":
+            kept.append(pair)
+        elif not seen:
+            seen = True
+            kept.append((b"connection", b"Upgrade"))
+    return kept
 
 
 class ForwardedRule:
@@ -71,8 +87,8 @@ class ForwardedRule:
     def _is_trusted(self, peer: str) -> bool:
         try:
             address = ip_address(peer)
-        except ValueError:  # a Unix socket has no address; its file's mode is its guard
-            return not peer
+        except ValueError:  # nobody knows who it was
+            return False
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._trusted)
 
@@ -86,18 +102,23 @@ _FROM_UPSTREAM = _HOP_BY_HOP | {b"transfer-encoding"}
 
 
 def request_headers(
-    headers: RawHeaders, rule: ForwardedRule, peer: str, scheme: str
+    headers: RawHeaders, rule: ForwardedRule, peer: str, scheme: str, *, upgrade: bool = False
 ) -> list[tuple[bytes, bytes]]:
     """Make the headers of the upstream request from the client's.
 
     Args:
-        peer: address of the connection's other end; empty for a Unix socket.
+        peer: address of the connection's other end; empty where it is not known any more,
+            because the connection was reset when it had barely been taken.
         scheme: `http` or `https`, of the connection.
+        upgrade: whether `Upgrade` goes on, and the option of `Connection` that it needs.
     """
     trusted = rule.trusts(peer)
     drop = _FROM_TRUSTED if trusted else _FROM_OTHERS
     if nominated := _nominated(headers):
         drop |= nominated
+    if upgrade:
+        drop -= _UPGRADE
+        headers = _only_upgrade(headers)
     names = [name for name, _ in headers]
     kept = [pair for pair in headers if pair[0] not in drop]
     if b"transfer-encoding" in names:
@@ -115,11 +136,18 @@ def request_headers(
     return kept
 
 
-def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """Make the headers of the client's response from the upstream's."""
+def response_headers(headers: RawHeaders, *, upgrade: bool = False) -> list[tuple[bytes, bytes]]:
+    """Make the headers of the client's response from the upstream's.
+
+    Args:
+        upgrade: as for `request_headers`.
+    """
     drop = _FROM_UPSTREAM
     if nominated := _nominated(headers):
         drop |= nominated
+    if upgrade:
+        drop -= _UPGRADE
+        headers = _only_upgrade(headers)
     return [pair for pair in headers if pair[0] not in drop]
 
 

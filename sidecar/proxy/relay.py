@@ -44,7 +44,7 @@ from sidecar.proxy.headers import (
     response_headers,
     without_validators,
 )
-from sidecar.proxy.refusal import Refusal
+from sidecar.proxy.refusal import Refusal, refusal_of
 from sidecar.proxy.routes import classify
 from sidecar.proxy.transport import Transport, UpstreamResponse
 
@@ -55,21 +55,6 @@ _Pairs = list[tuple[bytes, bytes]]
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
 
-_TIMEOUTS = frozenset(
-    {
-        UpstreamFault.CONNECT_TIMEOUT,
-        UpstreamFault.FIRST_BYTE_TIMEOUT,
-    }
-)
-_MESSAGES = {
-    UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
-    UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
-    UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
-    UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
-    UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
-    UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
-    UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
-}
 _TOO_LARGE = Refusal(
     413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."
 )
@@ -448,14 +433,8 @@ class _Exchange:
     # The end
 
     async def _upstream_failed(self, error: UpstreamError) -> None:
-        self._upstream_fault = fault = error.fault
-        if fault is UpstreamFault.MALFORMED_REQUEST:
-            status_code = 400
-        else:
-            status_code = 504 if fault in _TIMEOUTS else 502
-        await self._refuse(
-            Refusal(status_code, fault.value, _MESSAGES.get(fault, "LiteLLM's answer broke off."))
-        )
+        self._upstream_fault = error.fault
+        await self._refuse(refusal_of(error.fault))
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer in our own name; if a head is out already, cut the connection instead.

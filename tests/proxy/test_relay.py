@@ -654,6 +654,23 @@ async def test_forwarded_headers(
     assert {name: seen.values(b"x-forwarded-" + name) for name in forwarded} == expected
 
 
+async def test_forged_headers_of_a_client_that_is_gone() -> None:
+    """A client that resets its connection behind its request has no address to be found, and
+    is not believed for it."""
+    async with upstream(response(b"ok")) as up, running(up.url, trusted_proxies="10.0.0.0/8") as s:
+        await until(lambda: up.connections == 1)
+        client = socket.create_connection(s.host)
+        client.sendall(get(b"/key/generate", *FORGED, b"Content-Length: 0", method=b"POST"))
+        # Both arrive before the loop takes the connection.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await until(lambda: s.value("litellm_sidecar_http_requests_total") == 1)
+        await asyncio.sleep(0.05)
+    for seen in up.received:
+        assert [name for name, _ in seen.headers if b"forwarded" in name] == [b"x-forwarded-proto"]
+        assert seen.values(b"x-forwarded-proto") == [b"http"]
+
+
 # An observer that fails
 
 
