@@ -93,7 +93,7 @@ def main() -> None:
                 results.runs[measure, name, number] = figures
                 shown = "  ".join(f"{key} {value:,.2f}" for key, value in figures.items())
                 print(f"{number} {measure:9} {name:11} {shown}", file=sys.stderr, flush=True)
-    if measures == list(MEASURES) and "sidecar" in peers:
+    if arguments.write and "sidecar" in peers:
         results.tap = _tap()
     text = report.render(results)
     print(text)
