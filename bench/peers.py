@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def _tap() -> dict[str, float]:
 
 def main() -> None:
     """Run and report."""
+    # Whoever ends this by SIGTERM wants what it started ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = _arguments()
     measures = _choice(arguments.only, list(MEASURES), "measure")
     everyone = [DIRECT, *proxies.PEERS]
