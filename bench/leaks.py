@@ -223,6 +223,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    # Whoever ends this by SIGTERM wants what it started ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     faults = _run(arguments.requests, arguments.seed)
     for fault in faults:
         print(f"LEAK: {fault}")

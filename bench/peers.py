@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def _tap() -> dict[str, float]:
 
 def main() -> None:
     """Run and report."""
+    # Whoever ends this by SIGTERM wants what it started ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = _arguments()
     measures = _choice(arguments.only, list(MEASURES), "measure")
     everyone = [DIRECT, *proxies.PEERS]
@@ -93,7 +96,7 @@ def main() -> None:
                 results.runs[measure, name, number] = figures
                 shown = "  ".join(f"{key} {value:,.2f}" for key, value in figures.items())
                 print(f"{number} {measure:9} {name:11} {shown}", file=sys.stderr, flush=True)
-    if measures == list(MEASURES) and "sidecar" in peers:
+    if arguments.write and "sidecar" in peers:
         results.tap = _tap()
     text = report.render(results)
     print(text)
