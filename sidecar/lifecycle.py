@@ -141,7 +141,7 @@ class Lifecycle:
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
         # What is left are clients that do not take the end of their answers.
         for connection in list(data.server_state.connections):
-            cast("Edge", connection).transport.abort()
+            cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
         ended_at = monotonic()
