@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -991,6 +993,67 @@ async def test_patrol_comes_round() -> None:
         assert (await slow_body.answer()).status == 408
         for reason in ("slow_head", "slow_body"):
             assert side.value("litellm_sidecar_refusals_total", reason=reason) == 1
+
+
+async def test_every_refusal_is_counted() -> None:
+    """By its reason."""
+    bad = {
+        "bad_request": b"garbage\r\n\r\n",
+        "bad_host": b"GET / HTTP/1.1\r\n\r\n",
+        "bad_target": get(b"http:///"),
+        "bad_body": post(CHUNKED) + b"x\r\n",
+        "bad_transfer_encoding": get(b"/", CHUNKED, version=b"1.0"),
+        "unknown_transfer_encoding": post(b"Transfer-Encoding: gzip, chunked"),
+        "connect": b"CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\r\n",
+        "http_version": get(version=b"2.0"),
+        "head_too_large": get(b"/" + b"x" * 70_000),
+        "request_too_large": post(body=b"x" * 100),
+    }
+    async with upstream(OK) as up, running(up.url, max_request_body_bytes=10) as side:
+        for reason, raw in bad.items():
+            answer = await ask(side.host, raw)
+            assert answer.header(b"x-sidecar-error") == reason.encode()
+        counted = {
+            reason.value: side.value("litellm_sidecar_refusals_total", reason=reason.value)
+            for reason in R
+        }
+        assert counted == {reason.value: float(reason.value in bad) for reason in R}
+        assert not up.received
+
+
+async def test_garbage_on_sockets_harms_nobody() -> None:
+    """Seeded mutations of a conversation, cut at random: each connection ends, and nothing
+    reaches the loop's exception handler or a log."""
+    random_ = random.Random(4)
+    odd = [b"\r", b"\n", b"\r\n\r\n", b"\0", b" ", b":", b"\xff", b"0\r\n", b"HTTP/1.0"]
+    talk = (
+        get(b"/1")
+        + post(body=b"abc", target=b"/2")
+        + post(CHUNKED, *OFFERS["h2c"], target=b"/3")
+        + chunks(b"abc", b"de", end=b"0\r\nx: y\r\n\r\n")
+        + EXPECT
+        + b"hello"
+        + get(b"/5", b"Connection: close")
+    )
+    async with serving(answering(length=False), max_head_bytes=300) as served:
+        for _ in range(300):
+            raw = bytearray(talk)
+            for _mutation in range(random_.randint(0, 3)):
+                at = random_.randrange(len(raw))
+                raw[at : at + random_.randint(0, 40)] = random_.choice(odd)
+            async with connected(served.address) as client:
+                while raw:
+                    cut = random_.randint(1, 200)
+                    client.send(bytes(raw[:cut]))
+                    del raw[:cut]
+                    await asyncio.sleep(0)
+                served.pass_time(1)
+                client.writer.write_eof()
+                with contextlib.suppress(ConnectionError):
+                    await client.end()
+        await until(lambda: not served.state.connections and not served.state.tasks)
+        assert served.refused
+        assert served.seen
 
 
 # What Edge leans on
