@@ -142,8 +142,7 @@ class Lifecycle:
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
         # What is left are clients that do not take the end of their answers.
         for connection in list(data.server_state.connections):
-            if (transport := cast("Edge", connection).transport) is not None:
-                transport.abort()
+            cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})

@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.exchange import UpstreamFault
+from sidecar.exchange import RefusalReason, UpstreamFault
 
-__all__ = ["Refusal", "refusal_of"]
+__all__ = ["REFUSALS", "Refusal", "refusal_of"]
 
 _TIMEOUTS = frozenset(
     {
@@ -80,3 +80,23 @@ def refusal_of(fault: UpstreamFault) -> Refusal:
         status_code = 504 if fault in _TIMEOUTS else 502
     message = _MESSAGES.get(fault, "LiteLLM's answer broke off.")
     return Refusal(status_code, fault.value, message)
+
+
+REFUSALS = {
+    reason: Refusal(status_code, reason.value, message)
+    for status_code, reason, message in (
+        (400, RefusalReason.BAD_REQUEST, "The request is not valid HTTP."),
+        (400, RefusalReason.BAD_HOST, "The request needs exactly one Host header."),
+        (400, RefusalReason.BAD_TARGET, "The request target is neither a path nor a URL."),
+        (400, RefusalReason.BAD_BODY, "The request's body is not framed as its head says."),
+        (400, RefusalReason.BAD_TRANSFER_ENCODING, "HTTP/1.0 has no transfer codings."),
+        (501, RefusalReason.UNKNOWN_TRANSFER_ENCODING, "The only transfer coding is chunked."),
+        (501, RefusalReason.CONNECT, "This is not a forward proxy."),
+        (505, RefusalReason.HTTP_VERSION, "Only HTTP/1.1 and HTTP/1.0 are understood."),
+        (431, RefusalReason.HEAD_TOO_LARGE, "The request's head is too large."),
+        (408, RefusalReason.SLOW_HEAD, "The request's head did not come in time."),
+        (408, RefusalReason.SLOW_BODY, "The request's body stopped coming."),
+        (503, RefusalReason.TOO_MANY_CONNECTIONS, "The sidecar has too many connections."),
+    )
+}
+"""What a client is told at its own end of the wire, before anything is relayed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import hashlib
 import itertools
@@ -208,6 +209,35 @@ async def test_connections_are_kept_on_both_sides() -> None:
             assert (await read_answer(reader)).body == b"ok"
         writer.close()
     assert up.connections <= 2  # one of them was the probe's
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_exchanges_leave_no_cycles_of_references(framing: str) -> None:
+    """What an exchange held, headers with keys among it, is freed when it ends, and not when
+    the collector comes by."""
+    raw = response(STREAM, b"200 OK", SSE_TYPE) if framing == "length" else chunked([STREAM] * 3)
+    upload = get(b"/v1/messages", b"Transfer-Encoding: chunked", method=b"POST")
+    async with upstream(raw) as up, running(up.url) as side:
+        for request_ in (POST, get(), upload + b"2\r\n{}\r\n0\r\n\r\n"):
+            assert (await ask(side.host, request_)).complete
+        gc.collect()
+        gc.disable()
+        try:
+            for request_ in (POST, get(), upload + b"2\r\n{}\r\n0\r\n\r\n"):
+                assert (await ask(side.host, request_)).complete
+            await asyncio.sleep(0.05)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            ours = {
+                type(garbage).__name__
+                for garbage in gc.garbage
+                if type(garbage).__module__.startswith("sidecar.")
+            }
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert ours <= {"Edge"}, "a connection may refer to itself, an exchange may not"
 
 
 # Large bodies, slow sides, the first byte

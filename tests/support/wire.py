@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import h11
 
-__all__ = ["Answer", "Received", "Upstream", "ask", "read_answer", "upstream"]
+__all__ = [
+    "Answer",
+    "Client",
+    "Received",
+    "Upstream",
+    "ask",
+    "connected",
+    "read_answer",
+    "upstream",
+]
 
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding"}
 
@@ -130,11 +141,18 @@ async def _read_request(reader: asyncio.StreamReader, *, read_body: bool) -> Rec
 
 async def read_answer(reader: asyncio.StreamReader, method: str = "GET") -> Answer:
     """Read one response to its end, however that looks."""
+    return (await _read(reader, method, b""))[0]
+
+
+async def _read(reader: asyncio.StreamReader, method: str, rest: bytes) -> tuple[Answer, bytes]:
+    """Read one response, of which `rest` was read before; return what was read behind it, too."""
     parser = h11.Connection(h11.CLIENT)
     parser.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
     parser.send(h11.EndOfMessage())
     status, headers, body = 0, [], []
     complete = False
+    if rest:
+        parser.receive_data(rest)
     while True:
         try:
             event = parser.next_event()
@@ -154,7 +172,63 @@ async def read_answer(reader: asyncio.StreamReader, method: str = "GET") -> Answ
             break
         elif isinstance(event, h11.ConnectionClosed):
             break
-    return Answer(status, headers, b"".join(body), complete)
+    trailing = parser.trailing_data[0] if complete else b""
+    return Answer(status, headers, b"".join(body), complete), trailing
+
+
+class Client:
+    """A client that sends what a test says, and reads one answer after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._rest = b""
+
+    def send(self, data: bytes) -> None:
+        """Send bytes."""
+        self.writer.write(data)
+
+    async def answer(self, method: str = "GET") -> Answer:
+        """Read one answer."""
+        async with asyncio.timeout(10):
+            answer, self._rest = await _read(self.reader, method, self._rest)
+        return answer
+
+    async def ask(self, request: bytes) -> Answer:
+        """Send a request and read its answer."""
+        self.send(request)
+        return await self.answer("HEAD" if request.startswith(b"HEAD") else "GET")
+
+    async def end(self) -> bytes:
+        """Read to the end of the connection.
+
+        Raises:
+            ConnectionError: it was reset.
+        """
+        async with asyncio.timeout(10):
+            return self._rest + await self.reader.read()
+
+    def reset(self) -> None:
+        """Leave at once."""
+        # With uvloop alone, an abort sends FIN like a close.
+        linger = struct.pack("ii", 1, 0)
+        connection = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
+
+
+@asynccontextmanager
+async def connected(address: tuple[str, int], *, limit: int = 1 << 16) -> AsyncIterator[Client]:
+    """Connect a client.
+
+    Args:
+        limit: about how much it reads that nobody asks for.
+    """
+    reader, writer = await asyncio.open_connection(*address, limit=limit)
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.close()
 
 
 async def ask(
