@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.typing import Subprotocol
 
 from sidecar.proxy import tunnel
-from tests.support.certificates import self_signed
+from tests.support.certificates import Authority
 from tests.support.running import Running, running, until
 from tests.support.wire import Received, ask, read_answer, upstream
 
@@ -946,7 +946,8 @@ async def test_fault_of_ours_is_502(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def encrypted(handler: Serve, directory: Path) -> AsyncIterator[Running]:
     """Run a sidecar before a WebSocket server that is reached over TLS."""
-    pem, context = self_signed(directory)
+    authority = Authority(directory)
+    pem, context = authority.file, authority.server("127.0.0.1")
     options: dict[str, Any] = {"ping_interval": None, "max_size": None, "ssl": context}
     async with serve(handler, "127.0.0.1", 0, **options) as server:
         port = next(iter(server.sockets)).getsockname()[1]
