@@ -137,7 +137,8 @@ class Settings(BaseSettings):
     )
     max_head_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = _setting(
         64 * 1024,
-        "Longest request head; a longer one gets 431. LiteLLM's own server takes 16 KiB.",
+        "Longest request head; a longer one gets 431. LiteLLM's own server takes 16 KiB, "
+        "and more where it comes in one piece.",
         "bytes, 1024 to 1048576",
     )
     head_timeout_s: _Seconds = _setting(

@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 import uvicorn
@@ -161,7 +162,7 @@ async def test_refusal_is_answered_and_ends_the_connection(
 
 
 async def test_header_count_is_bounded() -> None:
-    """More headers than LiteLLM's own server could take in bytes are refused."""
+    """Also where the head is not too long."""
     async with one_client(answering(), max_head_bytes=1 << 20) as (served, client):
         answer = await client.ask(get(b"/", *[b"a:"] * 5000))
         assert (answer.status, served.refused) == (431, [R.HEAD_TOO_LARGE])
@@ -189,7 +190,7 @@ async def test_empty_lines_before_a_request_are_skipped() -> None:
 
 
 async def test_target_of_nearly_64_kib() -> None:
-    """The default bound lets pass four times what LiteLLM's own server takes."""
+    """The default bound lets pass four times what LiteLLM's own server takes in pieces."""
     target = b"/" + b"x" * 65_000
     async with one_client(answering()) as (served, client):
         assert (await client.ask(get(target))).status == 200
@@ -917,6 +918,58 @@ async def test_application_is_told_that_the_client_is_slow() -> None:
         go.set()
         answer = await read
         assert (len(answer.body), answer.complete) == (9_000_002, True)
+
+
+# WebSockets
+
+
+class Tunnel(asyncio.Protocol):
+    """Takes a connection over, as the real one does."""
+
+    received = b""
+
+    def __init__(self, config: object, server_state: object, app_state: object) -> None:
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        type(self).received += data
+        self.transport.write(b"tunnelled")
+
+
+HANDSHAKE = get(b"/v1/realtime?", b"X-A: 1", b"x-a: 2", *OFFERS["websocket"])
+
+
+@pytest.mark.parametrize("before", [b"", get(b"/1")], ids=["first", "pipelined"])
+async def test_handshake_is_handed_over_with_all_behind_it(
+    before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was sent; from then on the connection is the tunnel's alone."""
+    monkeypatch.setattr(Tunnel, "received", b"")
+    async with (
+        serving(answering(), ws=Tunnel) as served,
+        connected(served.address) as client,
+    ):
+        client.send(before + HANDSHAKE + b"frame")
+        if before:
+            assert (await client.answer()).body == b"ok"
+        await until(lambda: Tunnel.received == HANDSHAKE + b"frame")
+        assert not served.state.connections
+        client.send(b"\r\n\r\n")
+        await until(lambda: Tunnel.received == HANDSHAKE + b"frame\r\n\r\n")
+        client.writer.close()
+
+
+@pytest.mark.parametrize("offer", ["h2c", "h2", "websocket"])
+async def test_other_offers_are_not_handed_over(offer: str) -> None:
+    """Nor is a WebSocket's that has a body."""
+    body = b"abc" if offer == "websocket" else b""
+    async with serving(answering(), ws=Tunnel) as served, connected(served.address) as client:
+        head = get(b"/", *OFFERS[offer], b"Content-Length: %d" % len(body))
+        assert (await client.ask(head + body)).status == 200
+        assert served.seen[0].body == body
 
 
 # Stopping

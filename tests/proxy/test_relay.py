@@ -470,6 +470,17 @@ async def test_upstream_that_dies_in_the_body_cuts_the_client(raw: bytes) -> Non
         assert side.value("litellm_sidecar_input_tokens_total", cache="read") == 2101
 
 
+async def test_upstream_that_dies_under_an_http_1_0_client() -> None:
+    """Its body would end with the connection: a reset says that it did not."""
+    raw = chunked([STREAM[:-60]], SSE_TYPE)[: -len(b"0\r\n\r\n")]
+    async with (
+        upstream(lambda _, __, writer: _sends(raw)(writer)) as up,
+        running(up.url) as side,
+    ):
+        answer = await ask(side.host, POST.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert (answer.status, answer.body, answer.complete) == (200, STREAM[:-60], False)
+
+
 async def test_idle_upstream_is_cut_after_its_time() -> None:
     """With an idle time-out set, a body that stops coming is cut."""
 
@@ -592,6 +603,18 @@ async def test_body_over_the_limit_with_expect_closes() -> None:
     async with upstream(response(b"ok")) as up, running(up.url, max_request_body_bytes=13) as side:
         answer = await ask(side.host, request[:-14])
         assert (answer.status, answer.header(b"connection")) == (413, b"close")
+
+
+async def test_413_is_read_by_a_client_that_still_sends() -> None:
+    """The rest of the upload is read, so that the answer is not lost with it."""
+    async with upstream(response(b"ok")) as up, running(up.url, max_request_body_bytes=13) as side:
+        reader, writer = await asyncio.open_connection(*side.host)
+        writer.write(get(b"/", b"Content-Length: 20000000", method=b"POST") + b"x" * 20_000_000)
+        await asyncio.wait_for(writer.drain(), 10)
+        assert (await read_answer(reader)).status == 413
+        writer.write(get())
+        assert (await read_answer(reader)).body == b"ok"
+        writer.close()
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one segment", "two segments"])
