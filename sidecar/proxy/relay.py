@@ -282,11 +282,11 @@ class _Exchange:
             self._close_accounts(piece)
             await self._send(_body(piece, more=False))
             return
+        client = self._client
+        client.on_paused, client.on_resumed = response.pause, response.resume
         # An empty piece sends the head on alone.
         await self._send(_body(piece, more=True))
         self._observe(piece)
-        client = self._client
-        client.on_paused, client.on_resumed = response.pause, response.resume
         await response.pump(self._pass_on)
 
     def _pass_on(self, piece: bytes, last: bool) -> None:

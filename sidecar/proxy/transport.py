@@ -96,6 +96,7 @@ class UpstreamResponse:
         "_loop",
         "_over",
         "_parser",
+        "_paused",
         "_pieces",
         "_sent",
         "_sink",
@@ -132,6 +133,7 @@ class UpstreamResponse:
         self._dry_bytes = 0
         self._interim = False
         self._keep_alive = False
+        self._paused = False
         self._until_eof = False
         self._surplus = False
         self._error: Exception | None = None
@@ -170,7 +172,8 @@ class UpstreamResponse:
                 self._deliver(sink)
             if self._error is not None and not over.done():
                 over.set_exception(self._error)
-            self.resume()
+            if not self._paused:
+                self.resume()
             if self._timeouts.idle_s is not None:
                 self._watch_idle(self._timeouts.idle_s)
             await over
@@ -200,12 +203,14 @@ class UpstreamResponse:
                 await self._waiter
 
     def pause(self) -> None:
-        """Stop reading from the upstream."""
+        """Stop reading from the upstream, until `resume`."""
+        self._paused = True
         if not self.ended:  # else the connection is in the pool, or somebody else's
             self._connection.pause_reading()
 
     def resume(self) -> None:
         """Go on reading, after `pause`."""
+        self._paused = False
         if not self.ended:
             self._last_at = self._loop.time()
             self._connection.resume_reading()
@@ -233,6 +238,7 @@ class UpstreamResponse:
     def sent(self) -> None:
         """Note that all of the request was written."""
         self._sent = True
+        self._last_at = self._loop.time()
         waiting = not self.status_code and self._error is None
         if self._timeouts.first_byte_s is not None and waiting:
             self._timer = self._loop.call_later(
@@ -316,7 +322,7 @@ class UpstreamResponse:
             if self._pieces or self.ended:
                 self._deliver(sink)
         elif self._held_bytes > _HIGH_WATER_BYTES:
-            self.pause()
+            self._connection.pause_reading()  # until somebody takes it
         if malformed:
             self._fault(UpstreamFault.MALFORMED_RESPONSE)
 

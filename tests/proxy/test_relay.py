@@ -310,13 +310,16 @@ async def test_50_megabytes_both_ways() -> None:
     assert answer.header(b"x-digest") == expected.hexdigest().encode()
 
 
-async def test_slow_client_slows_the_upstream_down() -> None:
-    """What the client does not read is not fetched: the upstream's writes block."""
+@pytest.mark.parametrize("at_once", [0, 4_000_000], ids=["bit by bit", "much at once"])
+async def test_slow_client_slows_the_upstream_down(at_once: int) -> None:
+    """What the client does not read is not fetched: the upstream's writes block, also where
+    what comes with the head is more already than the client takes."""
     sent = 0
 
     async def serve(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
-        writer.write(response(b"", b"200 OK", b"content-length: 100000000", length=False))
+        head = response(b"", b"200 OK", b"content-length: 200000000", length=False)
+        writer.write(head + b"x" * at_once)
         for _part in range(1000):
             writer.write(b"x" * 100_000)
             await writer.drain()

@@ -927,6 +927,26 @@ async def test_idle_timeout_does_not_count_a_slow_client(link: Connect) -> None:
 # Back-pressure
 
 
+async def test_pause_before_the_pump_holds(link: Connect) -> None:
+    """A response that was paused before anything is pumped stays so until it is resumed."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"late")
+
+    async with link(serve) as it:
+        response = await it.open()
+        response.pause()
+        pieces: list[bytes] = []
+        pumping = asyncio.create_task(response.pump(lambda piece, _: pieces.append(piece)))
+        await asyncio.sleep(0.15)
+        assert pieces == []
+        response.resume()
+        await asyncio.wait_for(pumping, 5)
+        assert pieces == [b"late"]
+
+
 async def test_body_that_nobody_takes_stops_the_upstream(link: Connect) -> None:
     """What is held of a body has a bound, before it is taken and while it is paused."""
     sent = 0
