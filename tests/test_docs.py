@@ -12,7 +12,15 @@ from scripts import docs
 from sidecar.account.identity import NO_TEAM, TeamFile
 from sidecar.cli import cli
 from sidecar.config import PREFIX, Settings
-from sidecar.exchange import LABEL_NAMES, InputClass, Outcome, Route, Status, UpstreamFault
+from sidecar.exchange import (
+    LABEL_NAMES,
+    InputClass,
+    Outcome,
+    RefusalReason,
+    Route,
+    Status,
+    UpstreamFault,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -98,6 +106,7 @@ def test_every_metric_that_is_mentioned_exists(path: Path) -> None:
         pytest.param(Outcome, id="outcome"),
         pytest.param(Status, id="status"),
         pytest.param(Route, id="route"),
+        pytest.param(RefusalReason, id="reason"),
         pytest.param(tuple(cli.commands), id="commands"),
     ],
 )
