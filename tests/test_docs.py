@@ -16,6 +16,7 @@ from sidecar.exchange import (
     LABEL_NAMES,
     InputClass,
     Outcome,
+    RefusalReason,
     Rewrite,
     Route,
     Status,
@@ -107,6 +108,7 @@ def test_every_metric_that_is_mentioned_exists(path: Path) -> None:
         pytest.param(Status, id="status"),
         pytest.param(Rewrite, id="result"),
         pytest.param(Route, id="route"),
+        pytest.param(RefusalReason, id="reason"),
         pytest.param(tuple(cli.commands), id="commands"),
     ],
 )

@@ -306,7 +306,7 @@ class Edge(HttpToolsProtocol):
         """Close, after what was written is sent; linger if the client may still be sending."""
         if self._lingering or self.transport.is_closing():
             return
-        if self._deaf or self._early or self._body_to_come:
+        if self._deaf or self._body_to_come:
             self._linger()
             self.transport.write_eof()
         else:

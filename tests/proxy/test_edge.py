@@ -422,15 +422,24 @@ async def test_busy_connection_is_left_alone() -> None:
 
 
 async def test_paused_upload_is_not_slow() -> None:
-    """It is not the client that is slow where the application does not read."""
-    app = Holding()
-    async with one_client(app, stall_timeout_s=1) as (served, client):
-        client.send(post(body=b"x" * 10_000_000))
-        await until(lambda: app.targets and served.edge.flow.read_paused)
+    """It is not the client that is slow where the application does not read; its time begins
+    when the application reads again."""
+    go = asyncio.Event()
+
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        await go.wait()
+        await read_body(receive)
+
+    async with one_client(of(app), stall_timeout_s=1) as (served, client):
+        client.send(post(b"Content-Length: 200000") + b"x" * 100_000)
+        await until(lambda: served.state.connections and served.edge.flow.read_paused)
         served.pass_time(100)
-        app.go.set()
-        assert (await client.answer()).body == b"ok"
+        go.set()
+        await until(lambda: not served.edge.flow.read_paused)
+        served.pass_time(100.5)
         assert not served.refused
+        served.pass_time(102)
+        assert served.refused == [R.SLOW_BODY]
 
 
 BIG = 50_000_000
@@ -468,6 +477,7 @@ async def test_client_that_does_not_read_is_cut(kind: str) -> None:
     ):
         client.send(REQUESTS[kind])
         await until(lambda: served.state.connections and served.edge.flow.write_paused)
+        assert served.edge.transport.get_write_buffer_size() < 1_000_000
         served.pass_time(0)
         for _ in range(3):
             read = 0
@@ -481,6 +491,21 @@ async def test_client_that_does_not_read_is_cut(kind: str) -> None:
         await until(lambda: not served.state.tasks and not served.state.connections)
         with pytest.raises(ConnectionError):
             await client.end()
+
+
+async def test_buffer_that_is_as_full_as_before_is_not_stuck() -> None:
+    """What the client took was written anew meanwhile."""
+    async with (
+        serving(of(_endless), stall_timeout_s=10) as served,
+        connected(served.address, limit=1) as client,
+    ):
+        client.send(get())
+        await until(lambda: served.state.connections and served.edge.flow.write_paused)
+        served.pass_time(0)
+        served.edge.resume_writing()
+        served.edge.pause_writing()
+        served.pass_time(11)
+        assert not served.refused
 
 
 # The number of connections
@@ -498,7 +523,7 @@ async def test_connection_limit() -> None:
                     assert (answer.status, answer.header(b"retry-after")) == (503, b"1")
                     assert answer.header(b"connection") == b"close"
                 first.writer.close()
-                await until(lambda: len(served.state.connections) == 1)
+                await until(lambda: len(served.state.connections) == 1, timeout_s=1)
                 assert (await ask(served.address, get())).status == 200
             assert (await second.ask(get())).status == 200
         assert served.refused == [R.TOO_MANY_CONNECTIONS] * 2
@@ -580,16 +605,21 @@ async def test_100_is_sent_when_the_body_is_asked_for() -> None:
         assert (await client.ask(get())).status == 200
 
 
+async def test_http_1_0_has_no_100() -> None:
+    """Such a client could not read it."""
+    async with one_client(answering()) as (_, client):
+        client.send(EXPECT.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await asyncio.sleep(0.05)
+        client.send(b"hello")
+        assert (await client.end()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
         pytest.param(EXPECT + b"hello", id="body sent unasked"),
         pytest.param(get(b"/", b"Expect: 100-continue"), id="no body"),
         pytest.param(post(b"Expect: 200-ok", body=b"hello"), id="other expectation"),
-        pytest.param(
-            post(b"Expect: 100-continue", body=b"hello").replace(b"HTTP/1.1", b"HTTP/1.0"),
-            id="HTTP/1.0",
-        ),
     ],
 )
 async def test_no_100_where_none_is_waited_for(request_: bytes) -> None:
@@ -627,12 +657,13 @@ async def test_rest_of_an_upload_is_drained(framing: str) -> None:
     head = post(b"Content-Length: %d" % len(body)) if framing == "length" else post(CHUNKED)
     raw = body if framing == "length" else chunks(*[body[:1_000_000]] * 20)
     async with one_client(answering(read=False, status=413)) as (served, client):
-        client.send(head + raw)
-        await asyncio.wait_for(client.writer.drain(), 10)
-        answer = await client.answer()
-        assert (answer.status, answer.complete) == (413, True)
+        for _ in range(4):  # together more than is drained of one
+            client.send(head + raw)
+            await asyncio.wait_for(client.writer.drain(), 10)
+            answer = await client.answer()
+            assert (answer.status, answer.complete) == (413, True)
         assert (await client.ask(get(b"/next"))).status == 413
-        assert [seen.target for seen in served.seen] == [b"/", b"/next"]
+        assert [seen.target for seen in served.seen] == [b"/"] * 4 + [b"/next"]
 
 
 async def test_draining_is_bounded() -> None:
@@ -679,6 +710,21 @@ async def test_lingering_ends_by_itself() -> None:
         assert served.state.connections
         served.pass_time(2.1)
         await until(lambda: not served.state.connections)
+
+
+async def test_lingering_begins_when_the_answer_is_taken() -> None:
+    """A client that reads slowly gets all of it, whatever it still has to send."""
+    body = b"x" * 20_000_000
+    async with (
+        serving(answering(body, read=False), stall_timeout_s=10) as served,
+        connected(served.address, limit=1) as client,
+    ):
+        client.send(post(b"Connection: close", b"Content-Length: 100"))
+        await until(lambda: served.state.total_requests)
+        served.pass_time(9)
+        answer = await client.answer()
+        assert (answer.body == body, answer.complete) == (True, True)
+        assert not served.refused
 
 
 async def test_refusal_is_read_by_a_client_that_still_sends() -> None:

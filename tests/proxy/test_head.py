@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -353,6 +354,21 @@ def test_endless_dry_bytes_are_refused(begin: bytes, piece: bytes) -> None:
     """Trailers and extensions end somewhere, as heads do."""
     request = parse_head(CHUNKED)
     assert feed(request, [begin, *[piece] * 1000], 5000) is R.HEAD_TOO_LARGE
+
+
+def test_nothing_is_left_for_the_collector_of_cycles() -> None:
+    """A request, and the key in it, goes when nobody needs it any more."""
+    gc.collect()
+    gc.disable()
+    try:
+        for raw in (head(), post(b"Content-Length: 2"), CHUNKED):
+            request = parse_head(raw)
+            if raw is CHUNKED:
+                request.feed_chunks(BODY + b"\r\n", 65536)
+            del request
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, Request)]
+    finally:
+        gc.enable()
 
 
 def test_garbage_raises_nothing_else() -> None:
