@@ -80,6 +80,8 @@ def _ask(process: ManagedProcess, admin_port: int, upstream_pid: int) -> State:
     process.send(signal.SIGUSR1)
     while len(found := re.findall(r"tasks=(\d+)", process.log.read_text())) == said:
         time.sleep(0.05)
+    # Before the scrape, whose own connection would be among them.
+    files = open_files(process.pid)
     with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/metrics") as response:
         text = response.read().decode()
 
@@ -88,7 +90,7 @@ def _ask(process: ManagedProcess, admin_port: int, upstream_pid: int) -> State:
         return int(sum(map(float, values)))
 
     return State(
-        open_files(process.pid),
+        files,
         int(found[-1]),
         resident_bytes([process.pid]),
         total("litellm_sidecar_http_requests_in_flight"),

@@ -232,6 +232,8 @@ def _cell(results: Results, measure: str, peer: str) -> str:
     spec = MEASURES[measure]
     if isinstance(spec, Latency):
         p50, p99 = (results.value(measure, peer, f"added_{q}_ms") for q in ("p50", "p99"))
+        if peer == "direct":
+            return ""
         return f"{p50:.2f} / {p99:.2f} ms" if p50 is not None and p99 is not None else ""
     us = results.value(measure, peer, "us")
     if us is None:
