@@ -26,6 +26,7 @@ from sidecar.config import PREFIX, Settings, allowed  # noqa: E402
 __all__ = ["README", "main", "metric_names", "metrics_table", "rewritten", "settings_table"]
 
 README = ROOT / "README.md"
+RESULTS = README.parent / "bench" / "RESULTS.md"
 
 
 def metrics_table() -> str:
@@ -65,7 +66,19 @@ def settings_table() -> str:
     return _table(("variable", "default", "allowed", "what it is for"), rows)
 
 
-_TABLES: dict[str, Callable[[], str]] = {"metrics": metrics_table, "settings": settings_table}
+def overhead_table() -> str:
+    """Write what the last measurement says of each target, from the report that it wrote."""
+    _, _, report = RESULTS.read_text(encoding="utf-8").partition("## What must hold\n\n")
+    lines = report.partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return _table(rows[0][:3], [row[:3] for row in rows[2:] if row[2] != "not measured"])
+
+
+_TABLES: dict[str, Callable[[], str]] = {
+    "metrics": metrics_table,
+    "settings": settings_table,
+    "overhead": overhead_table,
+}
 
 
 def rewritten(text: str) -> str:
