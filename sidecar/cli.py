@@ -25,7 +25,7 @@ from sidecar.app import Sidecar
 from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
-from sidecar.lifecycle import Lifecycle
+from sidecar.lifecycle import Lifecycle, authority
 from sidecar.logs import set_up_logging
 from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.routes import classify
@@ -93,8 +93,8 @@ def check() -> None:
 def healthcheck(ready: bool) -> None:
     """Ask a running sidecar how it is; for probes that run a command."""
     settings = load_settings()
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.admin_host, settings.admin_host)  # noqa: S104
-    url = f"http://{host}:{settings.admin_port}/{'readyz' if ready else 'healthz'}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.admin_host, settings.admin_host)  # noqa: S104
+    url = f"http://{authority(host, settings.admin_port)}/{'readyz' if ready else 'healthz'}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as response:
@@ -115,22 +115,30 @@ def healthcheck(ready: bool) -> None:
 )
 def inspect(route: str, as_json: bool, files: tuple[Path, ...]) -> None:
     """Say what would be counted for recorded response bodies (.json or .sse)."""
-    info = classify("POST", route)
+    info = classify("POST", route.partition("?")[0])
     if info.dialect is None:
         raise click.BadParameter(f"{route} is not an observed route", param_hint="--route")
     for path in files:
-        sse = path.suffix == ".sse"
-        kind = b"text/event-stream" if sse else b"application/json"
-        tap = tap_for(info.dialect, 200, [(b"content-type", kind)])
         with path.open("rb") as body:
-            while chunk := body.read(64 * 1024):
+            chunk = body.read(64 * 1024)
+            tap = tap_for(info.dialect, 200, [(b"content-type", _content_type(path, chunk))])
+            while chunk:
                 tap.feed(chunk)
+                chunk = body.read(64 * 1024)
         observation = tap.finish(End.COMPLETE)
         outcome = _outcome(observation)
         if as_json:
             click.echo(json.dumps(_inspected(path, observation, outcome)))
         else:
             _print_inspected(path, observation, outcome)
+
+
+def _content_type(path: Path, beginning: bytes) -> bytes:
+    """Tell JSON from an event stream by the file's name, else by how it begins."""
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".sse"):
+        suffix = ".json" if beginning.lstrip().startswith(b"{") else ".sse"
+    return b"application/json" if suffix == ".json" else b"text/event-stream"
 
 
 def _outcome(observation: Observation) -> Outcome | None:
@@ -202,5 +210,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+    except OSError as error:
+        click.echo(f"sidecar: {error}", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

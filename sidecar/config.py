@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -28,7 +30,11 @@ PREFIX = "SIDECAR_"
 
 _Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 _Port = Annotated[int, Field(ge=0, le=65_535)]
+_Host = Annotated[str, Field(min_length=1)]
 _Network = IPv4Network | IPv6Network
+
+_MAX_SHOWN = 100
+"""Characters of a faulty value that are shown: a file's content may have been put there."""
 
 
 def _setting(default: Any, description: str, allowed: str, *, shown: str = "") -> Any:
@@ -52,11 +58,11 @@ class Settings(BaseSettings):
         "Certificates that an https upstream is checked against; the system's if unset.",
         "the path of a PEM file",
     )
-    host: str = _setting(
+    host: _Host = _setting(
         "127.0.0.1", "Where clients connect.", "an address to listen on; 0.0.0.0 or :: for all"
     )
     port: _Port = _setting(4001, "Port for clients.", "0 to 65535; 0 picks a free one")
-    admin_host: str = _setting(
+    admin_host: _Host = _setting(
         "127.0.0.1",
         "Where metrics and probes are asked for.",
         "an address to listen on; 0.0.0.0 or :: for all",
@@ -91,8 +97,19 @@ class Settings(BaseSettings):
         (ip_network("127.0.0.0/8"), ip_network("::1/128")),
         "Peers whose X-Forwarded-* headers are believed; the twin of uvicorn's "
         "FORWARDED_ALLOW_IPS.",
-        "a comma-separated list of networks such as 10.0.0.0/8, or * for all",
+        "a comma-separated list of networks such as 10.0.0.0/8, * for all, or nothing for none",
         shown="127.0.0.0/8,::1/128",
+    )
+    rewrite_usage: Literal["off", "openai", "openai-full"] = _setting(
+        "off",
+        "Adds `prompt_tokens_details` to the usage of Anthropic's answers; `openai-full` also "
+        "`prompt_tokens` and `completion_tokens`. Mind what that does to readers that guess.",
+        "off, openai or openai-full",
+    )
+    rewrite_only: Annotated[tuple[str, ...], NoDecode] = _setting(
+        (),
+        "Limits that to answers whose request one of these fits; all if unset.",
+        "a comma-separated list of model:PATTERN and user-agent:PATTERN, with *, ? and […]",
     )
     max_request_body_bytes: Annotated[int, Field(ge=0)] = _setting(
         0, "Longest request that is passed on; longer ones get 413.", "bytes; 0 for no limit"
@@ -160,6 +177,9 @@ class Settings(BaseSettings):
     @field_validator("upstream", mode="after")
     @classmethod
     def _check_upstream(cls, value: str) -> str:
+        # urlsplit drops line ends and takes blanks; neither can stand in a Host header.
+        if not re.fullmatch(r"[!-~]+", value):
+            raise ValueError("not an address")
         parts = urlsplit(value)
         if parts.scheme == "unix":
             if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:
@@ -169,7 +189,8 @@ class Settings(BaseSettings):
         named = parts.hostname and "@" not in parts.netloc
         if parts.scheme not in ("http", "https") or not named or not bare:
             raise ValueError("not an address")
-        _ = parts.port  # raises ValueError if it is no port
+        if parts.port == 0:  # and what is no port at all raises ValueError
+            raise ValueError("not a port to connect to")
         return f"{parts.scheme}://{parts.netloc}"
 
     @field_validator("labels", mode="before")
@@ -179,9 +200,21 @@ class Settings(BaseSettings):
             names = {name.strip() for name in value.split(",") if name.strip()}
             unknown = sorted(names - set(LABEL_NAMES))
             if unknown or not names:
-                raise ValueError(f"unknown: {', '.join(unknown)}")
+                raise ValueError(f"unknown: {', '.join(unknown)}" if unknown else "none named")
             # One order for all, whatever was written: a permutation is no change.
             return tuple(name for name in LABEL_NAMES if name in names)
+        return value
+
+    @field_validator("rewrite_only", mode="before")
+    @classmethod
+    def _split_rules(cls, value: object) -> object:
+        if isinstance(value, str):
+            rules = tuple(part.strip() for part in value.split(",") if part.strip())
+            for rule in rules:
+                kind, _, pattern = rule.partition(":")
+                if kind not in ("model", "user-agent") or not pattern:
+                    raise ValueError(f"not a rule: {rule}")
+            return rules
         return value
 
     @field_validator("trusted_proxies", mode="before")
@@ -194,11 +227,42 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("admin_port", mode="after")
+    @classmethod
+    def _check_apart(cls, value: int, info: ValidationInfo) -> int:
+        hosts = {info.data.get("host"), info.data.get("admin_host")}
+        same = len(hosts) == 1 or hosts & {"0.0.0.0", "::"}  # noqa: S104
+        if value and value == info.data.get("port") and same:
+            raise ValueError("not the port for clients")
+        return value
+
+    @field_validator("upstream_ca_file", "team_file", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, value: object) -> object:
+        # `check` shows it so, and compose sets a variable that is not there to nothing.
+        return None if value == "" else value
+
     @field_validator("upstream_ca_file", "team_file", mode="after")
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
-            raise ValueError("no such file")
+        if value is not None:
+            try:
+                if not S_ISREG(value.stat().st_mode):
+                    raise ValueError("that is not a file")
+                with value.open("rb"):
+                    pass
+            except OSError as exc:
+                raise ValueError(exc.strerror or "it cannot be read") from None
+        return value
+
+    @field_validator("upstream_ca_file", mode="after")
+    @classmethod
+    def _check_certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError:
+                raise ValueError("there is no certificate in it") from None
         return value
 
     @field_validator("log_level", mode="before")
@@ -222,7 +286,11 @@ def load_settings() -> Settings:
 def _fault(error: Any) -> str:
     name = str(error["loc"][0])
     field = Settings.model_fields[name]
-    value = os.environ.get(PREFIX + name.upper(), "")
+    # pydantic-settings takes the names in any case.
+    environ = {key.upper(): value for key, value in os.environ.items()}
+    value = environ.get(PREFIX + name.upper(), str(field.default))
+    if len(value) > _MAX_SHOWN:
+        value = f"{value[:_MAX_SHOWN]}…"
     fault = f"{PREFIX}{name.upper()}={_masked(value)!r} must be {allowed(field)}"
     if error["type"] == "value_error" and (reason := str(error["ctx"]["error"])):
         fault += f" ({_masked(reason)})"
@@ -243,6 +311,7 @@ def allowed(field: FieldInfo) -> str:
 
 def _masked(value: str) -> str:
     """Hide what may be a secret: the user part of a URL, and anything that looks like a key."""
+    value = re.sub(r"-----BEGIN.*", "-----BEGIN ***", value, flags=re.DOTALL)
     value = re.sub(r"//[^/@\s]*@", "//***@", value)
     return re.sub(r"sk-[\w-]+", "sk-***", value)
 

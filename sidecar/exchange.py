@@ -8,9 +8,9 @@ Data moves one way: `proxy` makes an `Exchange`, `observe` fills its `Observatio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 __all__ = [
     "LABEL_NAMES",
@@ -26,9 +26,12 @@ __all__ = [
     "RefusalReason",
     "RequestFacts",
     "RequestReader",
+    "Rewrite",
+    "Rewriting",
     "Route",
     "Status",
     "Tap",
+    "Transformer",
     "UpstreamFault",
     "Usage",
     "header",
@@ -51,7 +54,14 @@ LABEL_NAMES = (
 """All labels that token series can carry, in their order."""
 
 
-class Route(StrEnum):
+class _LabelValue(StrEnum):
+    """A closed set of label values. They are keys of dictionaries on every request's path, and
+    `Enum` hashes its members in Python."""
+
+    __hash__ = str.__hash__
+
+
+class Route(_LabelValue):
     """The `route` label: LiteLLM's own paths, so that its series and ours can be joined."""
 
     MESSAGES = "/v1/messages"
@@ -60,18 +70,19 @@ class Route(StrEnum):
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     RESPONSES = "/v1/responses"
+    REALTIME = "/v1/realtime"
     EMBEDDINGS = "/v1/embeddings"
     MODELS = "/v1/models"
     OTHER = "other"
 
 
-class Dialect(StrEnum):
+class Dialect(_LabelValue):
     """How a provider's answers spell `usage`."""
 
     ANTHROPIC = "anthropic"
 
 
-class End(StrEnum):
+class End(_LabelValue):
     """How the response body ended, seen from the relay."""
 
     COMPLETE = "complete"
@@ -79,7 +90,7 @@ class End(StrEnum):
     CLIENT_LEFT = "client_left"
 
 
-class Status(StrEnum):
+class Status(_LabelValue):
     """What could be read of one answer on an observed route."""
 
     COMPLETE = "complete"
@@ -98,7 +109,7 @@ class Status(StrEnum):
     """A non-2xx answer, or an error event before any usage."""
 
 
-class Outcome(StrEnum):
+class Outcome(_LabelValue):
     """What the provider's prompt cache did for one 2xx answer, by precedence."""
 
     HIT = "hit"
@@ -109,7 +120,30 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-class InputClass(StrEnum):
+class Rewrite(_LabelValue):
+    """What became of one answer whose usage was to be rewritten; the first that holds."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    """Named models alone are rewritten, and which one was asked for is not known."""
+    NO_TRANSFORM = "no_transform"
+    """Request or answer forbid that content be changed (RFC 9111 sections 5.2.1.6, 5.2.2.6)."""
+    ENCODED = "encoded"
+    """It has a content coding, though identity was asked for."""
+    OVERSIZED = "oversized"
+    """A usage stands, or may stand, in a part that is larger than a bound."""
+    UNREADABLE = "unreadable"
+    """A usage stands in what is not one JSON text, or is no object."""
+    REWRITTEN = "rewritten"
+    """Members were added."""
+    PRESENT = "present"
+    """The usage had the member already."""
+    UNREPORTED = "unreported"
+    """The usage says nothing that could be added."""
+    MISSING = "missing"
+    """There is no usage, or none has come."""
+
+
+class InputClass(_LabelValue):
     """The `cache` label: disjoint parts of the prompt, whose sum is the whole prompt."""
 
     UNCACHED = "uncached"
@@ -119,7 +153,7 @@ class InputClass(StrEnum):
     WRITE_UNKNOWN = "write_unknown"
 
 
-class UpstreamFault(StrEnum):
+class UpstreamFault(_LabelValue):
     """Why the upstream gave no response, or not all of it."""
 
     CONNECT_FAILED = "connect_failed"
@@ -133,7 +167,7 @@ class UpstreamFault(StrEnum):
     BODY_CUT = "body_cut"
 
 
-class RefusalReason(StrEnum):
+class RefusalReason(_LabelValue):
     """Why the sidecar itself turned a client away, before anything reached the upstream."""
 
     BAD_REQUEST = "bad_request"
@@ -172,11 +206,6 @@ class Usage:
     """`usage.cache_creation.ephemeral_5m_input_tokens`, tokens."""
     ephemeral_1h_input_tokens: int | None = None
     """`usage.cache_creation.ephemeral_1h_input_tokens`, tokens."""
-
-    @property
-    def reported(self) -> bool:
-        """Whether the wire said any count at all."""
-        return self != _NOTHING
 
     @property
     def cache_reported(self) -> bool:
@@ -247,9 +276,11 @@ class Observation:
     """Why the status is not `complete`, in words for a person; empty otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One request and its answer, at its end. All durations are seconds."""
+class Exchange(NamedTuple):
+    """One request and its answer, at its end. All durations are seconds.
+
+    A tuple, because it is made on every request: a frozen dataclass takes twice as long.
+    """
 
     route: Route
     method: str
@@ -259,14 +290,18 @@ class Exchange:
     end: End
     facts: RequestFacts
     observation: Observation | None
-    request_headers: RawHeaders = field(repr=False)
-    response_headers: RawHeaders = field(repr=False)
+    request_headers: RawHeaders
+    response_headers: RawHeaders
     duration_s: float
     first_byte_s: float | None
     first_token_s: float | None
     overhead_s: float
     """Time that the sidecar itself added; waiting for either side is left out."""
     upstream_fault: UpstreamFault | None = None
+
+    def __repr__(self) -> str:
+        """Leave the headers out: they hold keys."""
+        return f"Exchange({self.route}, {self.method}, {self.status_code}, {self.end})"
 
 
 class Tap(Protocol):
@@ -308,6 +343,9 @@ class Accounts(Protocol):
     def refuse(self, reason: RefusalReason) -> None:
         """Note that a client was turned away."""
 
+    def record_rewrite(self, result: Rewrite) -> None:
+        """Note what became of an answer that was to be rewritten."""
+
     def contain(self, room: str, exc: Exception) -> None:
         """Note a fault that was kept from reaching a response."""
 
@@ -320,6 +358,53 @@ class Observer(Protocol):
 
     def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
         """Make the reader of a response body."""
+
+
+class Transformer(Protocol):
+    """Puts something into the body of one response as its bytes pass, and takes nothing out."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether what `feed` gives is to go out at once, under no announced length."""
+
+    @property
+    def held(self) -> bytes:
+        """What was fed and not given back, as it came; also after a `feed` that raised."""
+
+    @property
+    def result(self) -> Rewrite:
+        """What has become of the body so far."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the body and give what can go out."""
+
+    def finish(self) -> bytes:
+        """Give the rest of a body that is whole. Call once, after the last `feed`."""
+
+
+class Rewriting(Protocol):
+    """Makes the transformers; `app` hands one to the relay where the setting is on."""
+
+    def wanted(self, dialect: Dialect, headers: RawHeaders) -> bool:
+        """Whether the answer to a request with these headers may have to be transformed."""
+
+    def transformer(
+        self,
+        dialect: Dialect,
+        request_headers: RawHeaders,
+        facts: RequestFacts,
+        status_code: int,
+        headers: RawHeaders,
+    ) -> Transformer | Rewrite | None:
+        """Make the transformer of a response body.
+
+        Args:
+            headers: the response's headers.
+
+        Returns:
+            A `Rewrite` where the body has to pass as it is, and that is worth counting; None
+            where it is not to be rewritten.
+        """
 
 
 def header(headers: RawHeaders, name: bytes) -> bytes | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -25,7 +26,7 @@ from sidecar.app import Sidecar
 from sidecar.errors import StartError
 from sidecar.proxy.edge import Edge, Limits, Patrol
 
-__all__ = ["Lifecycle"]
+__all__ = ["Lifecycle", "authority"]
 
 logger = logging.getLogger("sidecar")
 
@@ -58,9 +59,9 @@ class Lifecycle:
         self._now = asyncio.Event()
         self._signal: signal.Signals | None = None
         # Both are bound before either serves: a port that is taken must be known at once.
-        self._data_socket = _bind(settings.host, settings.port, "PORT")
+        self._data_socket = _bind(settings.host, settings.port, "")
         try:
-            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_PORT")
+            self._admin_socket = _bind(settings.admin_host, settings.admin_port, "ADMIN_")
         except StartError:
             self._data_socket.close()
             raise
@@ -92,23 +93,23 @@ class Lifecycle:
         )
         edge = partial(Edge, limits=limits, refused=sidecar.ledger.refuse)
         # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
-        data = _server(sidecar.relay, http=edge, drain_s=None)
-        admin = _server(sidecar.admin, http=HttpToolsProtocol, drain_s=1)
-        patrol_task = asyncio.create_task(Patrol(data.server_state.connections).run())
+        data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel, drain_s=None)
+        admin = _server(sidecar.admin, http=HttpToolsProtocol, ws="none", drain_s=1)
+        beside = [asyncio.create_task(Patrol(data.server_state.connections).run())]
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
-        watch_task = asyncio.create_task(sidecar.watch())
         try:
             while not (data.started and admin.started):
                 await asyncio.sleep(0.01)
                 _check_alive(data_task, admin_task)
             sidecar.readiness.started = True
+            beside.append(asyncio.create_task(sidecar.watch()))
             self.serving.set()
             logger.info(
                 "serving",
                 extra={
-                    "address": f"{settings.host}:{self.port}",
-                    "admin": f"{settings.admin_host}:{self.admin_port}",
+                    "address": authority(settings.host, self.port),
+                    "admin": authority(settings.admin_host, self.admin_port),
                     "upstream": settings.upstream,
                 },
             )
@@ -120,8 +121,8 @@ class Lifecycle:
             for server in (data, admin):
                 server.should_exit = True
             await asyncio.gather(data_task, admin_task, return_exceptions=True)
-            watch_task.cancel()
-            patrol_task.cancel()
+            for task in beside:
+                task.cancel()
             await sidecar.aclose()
 
     async def _drain(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
@@ -144,19 +145,22 @@ class Lifecycle:
             cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
-        ended_at = monotonic()
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
         if terminated:
-            await self._await_final_scrape(ended_at)
+            await self._await_final_scrape()
 
-    async def _await_final_scrape(self, ended_at: float) -> None:
-        """Wait for a scrape that shows every final count, if anybody scrapes."""
+    async def _await_final_scrape(self) -> None:
+        """Wait for a scrape that shows every final count, if anybody scrapes.
+
+        One that came while the last answers were long counted will do.
+        """
         scrapes = self._sidecar.scrapes
+        ended_at = monotonic()
         if scrapes.last_at is None or ended_at - scrapes.last_at > _SCRAPED_LATELY_S:
             return
         deadline = ended_at + self._settings.final_scrape_wait_s
         while not self._now.is_set() and monotonic() < deadline:
-            if scrapes.true_at is not None and scrapes.true_at >= ended_at:
+            if scrapes.up_to_date:
                 logger.info("final_scrape")
                 return
             await self._pause(0.05)
@@ -168,12 +172,18 @@ class Lifecycle:
             await asyncio.wait_for(self._now.wait(), seconds)
 
 
-def _server(app: ASGIApp, *, http: Callable[..., asyncio.Protocol], drain_s: int | None) -> _Server:
+def _server(
+    app: ASGIApp,
+    *,
+    http: Callable[..., asyncio.Protocol],
+    ws: type[asyncio.Protocol] | Literal["none"],
+    drain_s: int | None,
+) -> _Server:
     config = uvicorn.Config(
         cast("Any", app),
         # Annotated as a class, but only ever called.
         http=cast("Any", http),
-        ws="none",
+        ws=ws,
         loop="none",
         lifespan="off",
         log_config=None,
@@ -192,14 +202,21 @@ def _server(app: ASGIApp, *, http: Callable[..., asyncio.Protocol], drain_s: int
     return _Server(config)
 
 
-def _bind(host: str, port: int, setting: str) -> socket.socket:
-    name = f"{host}:{port} (SIDECAR_{setting})"
+def authority(host: str, port: int) -> str:
+    """Write host and port as a URL does: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bind(host: str, port: int, prefix: str) -> socket.socket:
+    name = authority(host, port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as exc:
-        raise StartError(f"cannot listen on {name}: {exc.strerror}") from None
+        raise StartError(
+            f"cannot listen on {name} (SIDECAR_{prefix}HOST): {exc.strerror}"
+        ) from None
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -211,8 +228,11 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         bound.setblocking(False)
     except OSError as exc:
         bound.close()
-        hint = "; is another process using it?" if port else ""
-        raise StartError(f"cannot listen on {name}: {exc.strerror}{hint}") from None
+        setting = "HOST" if exc.errno == errno.EADDRNOTAVAIL else "PORT"
+        hint = "; is another process using it?" if exc.errno == errno.EADDRINUSE else ""
+        raise StartError(
+            f"cannot listen on {name} (SIDECAR_{prefix}{setting}): {exc.strerror}{hint}"
+        ) from None
     return bound
 
 

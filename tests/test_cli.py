@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support.bodies import message, stream
-from tests.support.process import free_port
+from tests.support.process import coverage_environment, free_port
 from tests.support.running import ROOT, sidecar_process
 
 USAGE = {
@@ -24,6 +24,7 @@ USAGE = {
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | settings
+    environment |= coverage_environment()
     command = [sys.executable, "-m", "sidecar", *arguments]
     return subprocess.run(
         command, check=False, env=environment, capture_output=True, text=True, timeout=30
@@ -62,6 +63,44 @@ def test_inspect_prints_what_the_wire_said(tmp_path: Path) -> None:
     assert set(third["usage"].values()) == {None}
     assert (fourth["status"], fourth["outcome"]) == ("complete", "unknown")
     assert "write_5m 2101" in run("inspect", str(tmp_path / "a.json")).stdout
+
+
+def test_inspect_tells_what_a_file_is(tmp_path: Path) -> None:
+    """By its name in any case, else by its beginning; a query in the route does no harm. Files
+    that are neither are read like any answer."""
+    body, events = message(USAGE), stream(USAGE, {"output_tokens": 16})
+    files = {
+        "a.JSON": (body, "complete"),
+        "b.SSE": (events, "complete"),
+        "c.txt": (b"\n " + body, "complete"),
+        "d": (events, "complete"),
+        "empty.json": (b"", "missing"),
+        "empty.sse": (b"", "missing"),
+        "binary.json": (bytes(range(256)), "invalid"),
+        "binary.sse": (bytes(range(256)), "missing"),
+        "list.json": (b"[1]", "invalid"),
+        "deep.json": (b'{"a":' * 100_000, "invalid"),
+    }
+    for name, (content, _) in files.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in files]
+    done = run("inspect", "--json", "--route", "/v1/messages?beta=true", *paths)
+    assert (done.returncode, done.stderr) == (0, "")
+    statuses = [json.loads(line)["status"] for line in done.stdout.splitlines()]
+    assert statuses == [status for _, status in files.values()]
+    assert run("inspect", str(tmp_path)).returncode == 2
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    """A full disk is a line, not a traceback."""
+    (tmp_path / "a.json").write_bytes(message(USAGE))
+    command = f"{sys.executable} -m sidecar inspect {tmp_path}/a.json > /dev/full"
+    done = subprocess.run(
+        ["sh", "-c", command], check=False, cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("sidecar: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_wrong_usage_ends_with_2(tmp_path: Path) -> None:

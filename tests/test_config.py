@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,20 +59,100 @@ def test_all_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "SIDECAR_COMPAT='v2' must be v1.83 or off" in text
 
 
+def test_rewriting_is_off_and_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch is off; its limits are rules of two kinds, in their order."""
+    assert (load_settings().rewrite_usage, load_settings().rewrite_only) == ("off", ())
+    monkeypatch.setenv("SIDECAR_REWRITE_USAGE", "openai-full")
+    monkeypatch.setenv("SIDECAR_REWRITE_ONLY", "model:claude-[45]*, user-agent:OpenAI/*,")
+    settings = load_settings()
+    assert settings.rewrite_usage == "openai-full"
+    assert settings.rewrite_only == ("model:claude-[45]*", "user-agent:OpenAI/*")
+
+
+@pytest.mark.parametrize("rule", ["claude-*", "team:red", "model:", "model:x,user-agent"])
+def test_faulty_rule_is_named(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """A limit that would never hold is a fault, with the rule and what is allowed."""
+    both = faults(monkeypatch, REWRITE_USAGE="on", REWRITE_ONLY=rule)
+    assert len(both) == 2
+    assert "must be off, openai or openai-full" in both[0]
+    assert "model:PATTERN and user-agent:PATTERN" in both[1]
+    assert f"(not a rule: {rule.split(',')[-1]})" in both[1]
+
+
 def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A password in a URL, or a key in the wrong place, does not reach the log."""
-    text = "".join(faults(monkeypatch, UPSTREAM="http://me:hunter2@h/x", HOST="", PORT="sk-abc123"))
-    assert "hunter2" not in text
-    assert "abc123" not in text
+    key = "-----BEGIN PRIVATE KEY-----\nMIIE"
+    found = faults(
+        monkeypatch, UPSTREAM="http://me:hunter2@h/x", HOST="", PORT="sk-abc123", TEAM_FILE=key
+    )
+    assert len(found) == 4
+    for secret in ("hunter2", "abc123", "MIIE"):
+        assert secret not in "".join(found)
 
 
 @pytest.mark.parametrize(
-    "value", ["ftp://h", "http://", "http://h?x=1", "http://h:x", "http://u@h"]
+    "value",
+    [
+        "ftp://h",
+        "http://",
+        "http://h?x=1",
+        "http://h:x",
+        "http://u@h",
+        "http://h:0",
+        "http://h h",
+        "http://h\n:1",
+        "http://hö.test",
+        "http://[::1",
+        "",
+    ],
 )
 def test_upstream_must_be_an_address(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """An upstream is a scheme, a host and a port, and nothing else."""
     (fault,) = faults(monkeypatch, UPSTREAM=value)
     assert "http://HOST:PORT" in fault
+
+
+def test_two_ports_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One port for both is named as what it is, also where the other one is a default; on two
+    addresses it is two ports."""
+    (fault,) = faults(monkeypatch, PORT="4002")
+    assert fault.startswith("SIDECAR_ADMIN_PORT='4002'")
+    assert "not the port for clients" in fault
+    (fault,) = faults(monkeypatch, HOST="0.0.0.0", ADMIN_HOST="127.0.0.1")
+    assert "not the port for clients" in fault
+    monkeypatch.setenv("SIDECAR_HOST", "127.0.0.2")
+    assert load_settings().port == load_settings().admin_port
+    monkeypatch.setenv("SIDECAR_HOST", "127.0.0.1")
+    monkeypatch.setenv("SIDECAR_PORT", "0")
+    monkeypatch.setenv("SIDECAR_ADMIN_PORT", "0")
+    assert load_settings().port == load_settings().admin_port
+
+
+def test_files_are_looked_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is no file, or holds no certificate, is found at the start; empty is not set."""
+    (tmp_path / "text").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    for value, told in {
+        str(tmp_path): "that is not a file",
+        str(tmp_path / "pipe"): "that is not a file",
+        str(tmp_path / "absent"): "No such file",
+        "x" * 5000: "File name too long",
+    }.items():
+        for fault in faults(monkeypatch, TEAM_FILE=value, UPSTREAM_CA_FILE=value):
+            assert told in fault
+            assert len(fault) < 300
+    (fault,) = faults(monkeypatch, TEAM_FILE="", UPSTREAM_CA_FILE=str(tmp_path / "text"))
+    assert "there is no certificate in it" in fault
+    monkeypatch.setenv("SIDECAR_UPSTREAM_CA_FILE", "")
+    assert (load_settings().team_file, load_settings().upstream_ca_file) == (None, None)
+
+
+def test_value_is_shown_however_its_name_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are taken in any case, and so they are shown."""
+    monkeypatch.setenv("sidecar_port", "seventy")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert caught.value.faults[0].startswith("SIDECAR_PORT='seventy'")
 
 
 def test_service_links_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:

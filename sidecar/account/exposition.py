@@ -58,6 +58,17 @@ class _Scraper:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """A scrape by a Prometheus that has begun."""
+
+    watermark: int
+    """Label sets born after it are to be shown at zero."""
+    births: int
+    counted: int
+    scraper: _Scraper
+
+
 class Scrapes:
     """Who has been shown which label sets.
 
@@ -67,6 +78,7 @@ class Scrapes:
 
     Args:
         store: whose label sets are shown.
+        counted: how many exchanges have been counted.
         clock: monotonic seconds.
     """
 
@@ -74,35 +86,41 @@ class Scrapes:
     """Prometheus itself forgets a series that was not scraped for five minutes."""
     _MAX_SCRAPERS = 64
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, counted: Callable[[], int], clock: Callable[[], float]
+    ) -> None:
         self._store = store
+        self._counted = counted
         self._clock = clock
         self._scrapers: dict[str, _Scraper] = {}
         self._shown = 0
+        self._true_counted = 0
         self.last_at: float | None = None
         """When a Prometheus last scraped, on the clock."""
-        self.true_at: float | None = None
-        """When the last scrape began that showed every series at its value."""
 
-    def begin(self, scraper: str) -> int:
-        """Note a scrape by a Prometheus.
+    @property
+    def up_to_date(self) -> bool:
+        """Whether a Prometheus has seen every count as it is now."""
+        return self._true_counted == self._counted()
 
-        Returns:
-            The watermark: label sets born after it are to be shown at zero.
-        """
+    def begin(self, scraper: str) -> Scrape:
+        """Note that a Prometheus has begun to scrape."""
         now = self._clock()
         known = self._scrapers.get(scraper)
         if known is None or now - known.at > self.FORGET_S:
             if len(self._scrapers) >= self._MAX_SCRAPERS:
                 self._scrapers.clear()
             known = self._scrapers[scraper] = _Scraper(self._shown, now)
-        watermark = known.shown
-        known.shown, known.at = self._store.births, now
-        self._shown = max(self._shown, known.shown)
-        self.last_at = now
-        if watermark >= self._store.births:
-            self.true_at = now
-        return watermark
+        known.at = self.last_at = now
+        return Scrape(known.shown, self._store.births, self._counted(), known)
+
+    def end(self, scrape: Scrape) -> None:
+        """Note that it was sent all. Of what broke off before, Prometheus keeps nothing."""
+        scraper = scrape.scraper
+        scraper.shown = max(scraper.shown, scrape.births)
+        self._shown = max(self._shown, scraper.shown)
+        if scrape.watermark >= scrape.births:
+            self._true_counted = max(self._true_counted, scrape.counted)
 
 
 def render(
@@ -116,7 +134,7 @@ def render(
 
     Args:
         others: collectors that are not ours, written by the library.
-        watermark: from `Scrapes.begin`; None to show everything at its value.
+        watermark: of a `Scrape`; None to show everything at its value.
     """
     shown = store.births if watermark is None else watermark
     for family in list(store.families):

@@ -8,10 +8,11 @@ callback sets on the answer, then a file that maps key hashes to teams.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import yaml
 
@@ -35,7 +36,13 @@ _KEY_HEADERS = (
     b"ocp-apim-subscription-key",
 )
 _SCHEME = re.compile(rb"(?:bearer|basic)\s+", re.IGNORECASE)
+# Bedrock clients sign with the key as their access key; LangChain writes `Bearer` before it.
+_AWS_SIGNATURE = re.compile(rb"AWS4-HMAC-SHA256\b.*?Credential=(?:Bearer\s+)?([^/\s,]+)")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_MAX_FILE_BYTES = 16 * 1024 * 1024
+"""Longest file that is read: some 150,000 keys. A ConfigMap holds 1 MiB."""
+_MAX_FAULTS = 20
+"""Faulty entries that are named."""
 
 
 def key_hash(headers: RawHeaders) -> str | None:
@@ -43,17 +50,20 @@ def key_hash(headers: RawHeaders) -> str | None:
     for name in _KEY_HEADERS:
         value = header(headers, name)
         if value:
-            key = _SCHEME.sub(b"", value.strip(), count=1)
+            signed = _AWS_SIGNATURE.match(value)
+            key = signed[1] if signed else _SCHEME.sub(b"", value.strip(), count=1)
             return hashlib.sha256(key).hexdigest()
     return None
 
 
 def named_in(headers: RawHeaders, name: bytes) -> str | None:
-    """Read a name from a header that the LiteLLM callback sets, percent-decoded as UTF-8."""
-    value = header(headers, name)
-    if not value:
-        return None
-    return unquote(value.decode("latin-1"), errors="replace").strip() or None
+    """Read a name from a header that the LiteLLM callback sets: UTF-8, percent-encoded or not."""
+    raw = unquote_to_bytes(header(headers, name) or b"")
+    try:
+        value = raw.decode()
+    except UnicodeDecodeError:
+        value = raw.decode("latin-1")
+    return value.strip() or None
 
 
 class TeamFile:
@@ -87,19 +97,15 @@ class TeamFile:
         """Read the file anew and return how many keys it names."""
         try:
             self._stamp = self._stat()
-            text = self._path.read_text(encoding="utf-8")
+            with self._path.open("rb") as file:
+                raw = file.read(_MAX_FILE_BYTES + 1)
+            text = raw.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as exc:
             self._stamp = None
             raise ConfigError([f"{self._path}: cannot be read: {_reason(exc)}"]) from None
-        try:
-            # JSON is YAML, but for its tabs. This loader leaves every scalar a string: a hash
-            # of digits, or a team called `no`, stays what it is.
-            decoded = yaml.load(text.replace("\t", " "), Loader=yaml.BaseLoader)  # noqa: S506
-        except yaml.YAMLError as exc:
-            mark = getattr(exc, "problem_mark", None)
-            where = f" line {mark.line + 1}" if mark is not None else ""
-            raise ConfigError([f"{self._path}:{where} is neither JSON nor YAML"]) from None
-        self._teams = _checked(decoded, self._path)
+        if len(raw) > _MAX_FILE_BYTES:
+            raise ConfigError([f"{self._path}: is larger than {_MAX_FILE_BYTES} bytes"])
+        self._teams = _checked(_decoded(text, self._path), self._path)
         return len(self._teams)
 
     def _stat(self) -> tuple[int, int, int]:
@@ -107,8 +113,24 @@ class TeamFile:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+def _decoded(text: str, path: Path) -> object:
+    try:
+        # For itself and not as YAML, which nearly holds it: not its escaped emoji, nor its tabs.
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        # This loader leaves every scalar a string: a hash of digits, or a team called `no`,
+        # stays what it is.
+        return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+    except (yaml.YAMLError, RecursionError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError([f"{path}:{where} is neither JSON nor YAML"]) from None
+
+
 def _checked(decoded: object, path: Path) -> Mapping[str, str]:
-    """Check the whole map and name every faulty entry, never its key in full."""
+    """Check the whole map and name the faulty entries, never a key in full."""
     if not isinstance(decoded, dict):
         raise ConfigError([f"{path}: must be one mapping from key hashes to team aliases"])
     faults: list[str] = []
@@ -119,11 +141,15 @@ def _checked(decoded: object, path: Path) -> Mapping[str, str]:
                 f"{path}: entry {number} is not named by a sha256 in lower-case hex "
                 '(write `printf %s "$KEY" | sha256sum`, never the key itself)'
             )
-        elif not isinstance(team, str):
+        elif team is not None and not isinstance(team, str):
             faults.append(f"{path}: entry {number} ({hashed[:8]}…) has no string for its alias")
         else:
-            teams[hashed] = NO_TEAM if team in ("", "~", "null") else team
+            alias = (team or "").strip()
+            teams[hashed] = NO_TEAM if alias in ("", "~", "null") else alias
     if faults:
+        more = len(faults) - _MAX_FAULTS
+        if more > 0:
+            faults[_MAX_FAULTS:] = [f"{path}: {more} more entries are faulty"]
         raise ConfigError(faults)
     return teams
 

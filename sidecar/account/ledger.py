@@ -30,6 +30,7 @@ from sidecar.exchange import (
     Outcome,
     RefusalReason,
     RequestFacts,
+    Rewrite,
     Route,
     Status,
     UpstreamFault,
@@ -45,6 +46,7 @@ _MAX_VALUE_CHARS = 200
 _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
+_ANTHROPIC_ID = re.compile(r"msg_0\w{20,}$")
 _CLIENT = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})/v?(\d{1,6})")
 
 
@@ -73,7 +75,7 @@ def provider_of(exchange: Exchange, observation: Observation) -> str:
     if "@" in model:
         return "vertex_ai"
     # LiteLLM makes up ids of its own for models that it translates: `msg_` and a UUID.
-    return "anthropic" if re.match(r"msg_0\w{20,}$", message_id) else UNKNOWN
+    return "anthropic" if _ANTHROPIC_ID.match(message_id) else UNKNOWN
 
 
 def _client_of(exchange: Exchange) -> str:
@@ -106,6 +108,43 @@ class _Series:
     responses: dict[Outcome, Value]
     compat: tuple[Value, ...] | None
     """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+
+
+class _RouteSeries:
+    """The series of one route, found once."""
+
+    __slots__ = (
+        "_metrics",
+        "_requests",
+        "_route",
+        "client_disconnects",
+        "duration",
+        "first_byte",
+        "first_token",
+        "in_flight",
+        "overhead",
+    )
+
+    def __init__(self, metrics: Metrics, route: Route) -> None:
+        self._metrics = metrics
+        self._route = route
+        self._requests: dict[tuple[str, int], Value] = {}
+        self.in_flight = metrics.http_in_flight.child(route)
+        self.duration = metrics.http_duration.child(route)
+        self.overhead = metrics.overhead.child(route)
+        self.first_byte = metrics.first_byte.child(route)
+        self.first_token = metrics.first_token.child(route)
+        self.client_disconnects = metrics.client_disconnects.child(route)
+
+    def requests(self, method: str, code: int) -> Value:
+        """Return the count of requests with this method and status code."""
+        found = self._requests.get((method, code))
+        if found is None:
+            label = method if method in _METHODS else OTHER
+            found = self._metrics.http_requests.child(self._route, label, str(code))
+            if label == method:
+                self._requests[method, code] = found
+        return found
 
 
 class Ledger:
@@ -150,9 +189,10 @@ class Ledger:
         self.submitted = 0
         """How many exchanges were taken."""
         self._observations: dict[tuple[Route, str], dict[Status, Value]] = {}
+        self._routes: dict[Route, _RouteSeries] = {}
         # What is known beforehand exists at zero from the start.
         self._observed(Route.MESSAGES, UNKNOWN)
-        metrics.client_disconnects.child(Route.MESSAGES)
+        self._on(Route.MESSAGES)
         for fault in UpstreamFault:
             metrics.upstream_failures.child(fault)
         for reason in RefusalReason:
@@ -164,38 +204,39 @@ class Ledger:
 
     def begin(self, route: Route) -> None:
         """Note that a request has come."""
-        self._metrics.http_in_flight.child(route).value += 1
+        self._on(route).in_flight.value += 1
 
     def submit(self, exchange: Exchange) -> None:
         """Count an exchange at its end."""
-        metrics = self._metrics
-        route = exchange.route
+        route = self._on(exchange.route)
         self.submitted += 1
-        metrics.http_in_flight.child(route).value -= 1
+        route.in_flight.value -= 1
         observation = exchange.observation
         left = exchange.end is End.CLIENT_LEFT and (
             # Some clients close a stream at its last event, before its last byte.
             observation is None or observation.status is not Status.COMPLETE
         )
-        method = exchange.method if exchange.method in _METHODS else OTHER
-        code = "499" if left else str(exchange.status_code)
-        metrics.http_requests.child(route, method, code).value += 1
+        route.requests(exchange.method, 499 if left else exchange.status_code).value += 1
         if left:
-            metrics.client_disconnects.child(route).value += 1
-        metrics.http_duration.child(route).observe(exchange.duration_s)
-        metrics.overhead.child(route).observe(exchange.overhead_s)
+            route.client_disconnects.value += 1
+        route.duration.observe(exchange.duration_s)
+        route.overhead.observe(exchange.overhead_s)
         if exchange.first_byte_s is not None:
-            metrics.first_byte.child(route).observe(exchange.first_byte_s)
+            route.first_byte.observe(exchange.first_byte_s)
         if exchange.first_token_s is not None:
-            metrics.first_token.child(route).observe(exchange.first_token_s)
+            route.first_token.observe(exchange.first_token_s)
         if exchange.upstream_fault is not None:
-            metrics.upstream_failures.child(exchange.upstream_fault).value += 1
+            self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
             self._record(exchange, observation)
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
         self._metrics.refusals.child(reason).value += 1
+
+    def record_rewrite(self, result: Rewrite) -> None:
+        """Count an answer whose usage was to be rewritten."""
+        self._metrics.rewrites.child(result).value += 1
 
     def contain(self, room: str, exc: Exception) -> None:
         """Count a fault that was kept from reaching a response; log the first of each kind."""
@@ -208,6 +249,12 @@ class Ledger:
                 "internal_error",
                 extra={"room": room, "exception": kind[1], "where": _where(exc)},
             )
+
+    def _on(self, route: Route) -> _RouteSeries:
+        found = self._routes.get(route)
+        if found is None:
+            found = self._routes[route] = _RouteSeries(self._metrics, route)
+        return found
 
     def _record(self, exchange: Exchange, observation: Observation) -> None:
         """Count what an observed answer said."""
@@ -275,7 +322,8 @@ class Ledger:
 
     def _admit(self, names: tuple[str, ...]) -> _Series:
         """Make the series of a label set; past the limit, take the one that stands for all."""
-        if self._series_made + self._series_each > self._max_series:
+        # The last place is kept for the set that stands for all others.
+        if self._series_made + 2 * self._series_each > self._max_series:
             self._overflow("series")
             names = (OTHER,) * len(names)
             if names in self._series:

@@ -88,7 +88,8 @@ class Metrics:
         self.overhead = store.histogram(
             f"{PREFIX}overhead_seconds",
             "Time that the sidecar itself added to an exchange: before the request went on, "
-            "before the answer's head went on, and at the end; waiting is left out.",
+            "before the answer's head went on, to rewrite its usage where that is on, and at "
+            "the end; waiting is left out.",
             ("route",),
             _OVERHEAD_EDGES,
         )
@@ -117,6 +118,12 @@ class Metrics:
             f"{PREFIX}internal_errors",
             "Faults of the sidecar that were kept from reaching a response, by where.",
             ("room",),
+        )
+        self.rewrites = store.counter(
+            f"{PREFIX}rewrites",
+            "Answers whose usage was to be rewritten (SIDECAR_REWRITE_USAGE), by what became of "
+            "them: rewritten, or why they passed as they came.",
+            ("result",),
         )
         self.team_file_reloads = store.counter(
             f"{PREFIX}team_file_reloads",

@@ -7,6 +7,7 @@ It must not know what is counted.
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -23,6 +24,13 @@ __all__ = ["create_admin"]
 Render = Callable[[str, str | None], tuple[str, Iterator[bytes]]]
 """Takes an Accept header and the address of a Prometheus scraper (None for anybody else);
 returns the content type and the text in slices."""
+
+_TURNS = 5
+"""Turns of the loop between two slices. A chunk of a stream takes a few of them on its way
+through the sidecar; with one alone it would wait for a slice at each of its steps."""
+
+# RFC 9110 section 12.5.3: a weight of zero refuses it.
+_GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))(?:;|,|$)", re.IGNORECASE)
 
 _PAGE = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>LiteLLM cache sidecar</title>
@@ -46,7 +54,7 @@ def create_admin(render: Render, readiness: Readiness) -> Starlette:
             scraper = request.client.host
         content_type, slices = render(request.headers.get("accept", ""), scraper)
         headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
-        if "gzip" in request.headers.get("accept-encoding", ""):
+        if _GZIP.search(request.headers.get("accept-encoding", "")):
             headers["content-encoding"] = "gzip"
             slices = _compressed(slices)
         return StreamingResponse(_paced(slices), headers=headers)
@@ -79,7 +87,8 @@ async def _paced(slices: Iterator[bytes]) -> AsyncIterator[bytes]:
     for piece in slices:
         if piece:
             yield piece
-        await asyncio.sleep(0)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
 
 def _compressed(slices: Iterator[bytes]) -> Iterator[bytes]:

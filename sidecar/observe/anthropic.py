@@ -10,7 +10,7 @@ earlier one, field by field; nothing is added and no maximum is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,30 +19,26 @@ from sidecar.exchange import End, Observation, Status, Usage
 from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
-__all__ = ["NEEDLES", "StreamReading", "read_message"]
+__all__ = ["END_NEEDLES", "NEEDLES", "USAGE_NEEDLE", "StreamReading", "read_message"]
 
-NEEDLES = (b'"usage"', b'"error"', b"message_stop")
-"""One of these is in every event that can change what is counted. Inside a JSON string a
-quote is escaped, so text that talks of "usage" holds no needle."""
+USAGE_NEEDLE = b'"usage"'
+NEEDLES = (USAGE_NEEDLE,)
+"""This is in every event that can change what is counted. Inside a JSON string a quote is
+escaped, so text that talks of "usage" holds no needle."""
+
+END_NEEDLES = (b'"error"', b"message_stop")
+"""One of these is in every event that tells how a stream ended."""
 
 _MAX_COUNT = 2**53
 """Largest count believed: above it a JSON number need not be the number that was meant
 (RFC 8259 section 6)."""
 
 _ALIASES: Mapping[str, tuple[str, ...]] = {
-    "input_tokens": ("input_tokens",),
-    "output_tokens": ("output_tokens",),
+    "input_tokens": (),
+    "output_tokens": (),
     # Bedrock spells these in its own way where it adds them to a message_stop.
-    "cache_read_input_tokens": (
-        "cache_read_input_tokens",
-        "cacheReadInputTokens",
-        "cacheReadInputTokenCount",
-    ),
-    "cache_creation_input_tokens": (
-        "cache_creation_input_tokens",
-        "cacheWriteInputTokens",
-        "cacheWriteInputTokenCount",
-    ),
+    "cache_read_input_tokens": ("cacheReadInputTokens", "cacheReadInputTokenCount"),
+    "cache_creation_input_tokens": ("cacheWriteInputTokens", "cacheWriteInputTokenCount"),
 }
 _SPLIT = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 _INPUT_SIDE = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -100,20 +96,30 @@ class StreamReading:
         """Whether any count was seen."""
         return bool(self._merged)
 
-    def take_event(self, event: Event) -> None:
-        """Take the next event that held a needle."""
+    @property
+    def usage(self) -> Usage:
+        """What is known so far."""
+        return Usage(**self._merged)
+
+    def take_event(self, event: Event) -> Sequence[str] | None:
+        """Take the next event that held a needle.
+
+        Returns:
+            The path of the member in its data that was taken for the usage; empty for none.
+            None where the data are no JSON object.
+        """
         if not event.data:
             # LiteLLM 1.100 may send a ping in the middle of a frame, and tear it.
             if event.stray:
                 self._faults.append("an event could not be read")
-            return
+            return None
         envelope = _read_envelope(event.data)
         if envelope is None:
             if event.name == b"error":
                 self._errors += 1
             elif event.terminated and event.data.strip() != b"[DONE]":
                 self._faults.append("an event is not a JSON object")
-            return
+            return None
         kind = envelope.type
         if not isinstance(kind, str):
             kind = event.name.decode("latin-1")
@@ -127,17 +133,22 @@ class StreamReading:
                 self._faults.append("a second message_start")
             self._started = True
             self._take_start(envelope.message)
+            return ("message", "usage")
         elif kind == "message_delta":
             if not self._started:
                 self._faults.append("a message_delta without a message_start")
                 self._started = True
             self._take_usage(envelope.usage)
+            return ("usage",)
         elif kind == "message_stop":
             self._take_usage(envelope.usage)
             self._stopped = self._stopped or event.terminated
+            return ("usage",)
         elif kind == "message":
             # LiteLLM 1.83's guardrails send a whole message in one frame.
             self.take_message(envelope)
+            return ("usage",)
+        return ()
 
     def take_message(self, envelope: _Envelope) -> None:
         """Take a whole message."""
@@ -165,7 +176,7 @@ class StreamReading:
             status, fault = Status.MISSING, "no usage was sent"
         else:
             status, fault = Status.PARTIAL, "the stream ended without a message_stop"
-        return Observation(status, Usage(**self._merged), self._model, self._id, fault)
+        return Observation(status, self.usage, self._model, self._id, fault)
 
     def _take_start(self, message: object) -> None:
         if isinstance(message, dict):
@@ -188,35 +199,47 @@ class StreamReading:
             self._faults.append("usage is not an object")
             return
         counts: dict[str, int] = {}
-        for field, spellings in _ALIASES.items():
-            for spelling in spellings:
-                if usage.get(spelling) is not None:
-                    self._take_count(counts, field, usage[spelling])
-                    break
+        for field, aliases in _ALIASES.items():
+            value = usage.get(field)
+            for alias in aliases:
+                if value is None:
+                    value = usage.get(alias)
+            if value is not None:
+                self._take_count(counts, field, value)
         split = usage.get("cache_creation")
         if isinstance(split, dict):
-            for field in _SPLIT:
-                if split.get(field) is not None:
-                    self._take_count(counts, field, split[field])
-            total = counts.get("cache_creation_input_tokens")
-            if total is not None and sum(counts.get(field, 0) for field in _SPLIT) > total:
-                self._faults.append("the split of the written tokens exceeds their total")
+            self._take_split(counts, split)
         elif split is not None:
             self._faults.append("cache_creation is not an object")
         merged = self._merged
-        if not any(counts.get(field) for field in _INPUT_SIDE) and any(
-            merged.get(field) for field in _INPUT_SIDE
+        if (
+            merged
+            and not any(counts.get(field) for field in _INPUT_SIDE)
+            and any(merged.get(field) for field in _INPUT_SIDE)
         ):
             # Some back ends close with an all-zero usage: it does not undo what the start said.
             for field in _INPUT_SIDE:
                 counts.pop(field, None)
         merged.update(counts)
 
+    def _take_split(self, counts: dict[str, int], split: dict[str, object]) -> None:
+        """Take what was written for each TTL."""
+        covered = 0
+        for field in _SPLIT:
+            value = split.get(field)
+            if value is not None:
+                self._take_count(counts, field, value)
+                covered += counts.get(field, 0)
+        total = counts.get("cache_creation_input_tokens")
+        if total is not None and covered > total:
+            self._faults.append("the split of the written tokens exceeds their total")
+
     def _take_count(self, counts: dict[str, int], field: str, value: object) -> None:
         """Take a count: an integer, or a float that is one, from 0 to 2^53."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT:
+        # Not `isinstance`: to Python, true and false are integers.
+        if type(value) is int and 0 <= value <= _MAX_COUNT:
             counts[field] = value
         else:
             self._faults.append(f"{field} is not a count")

@@ -15,7 +15,9 @@ from typing import Protocol
 import brotli
 import zstandard
 
-__all__ = ["DecodingError", "ExpansionError", "decoder_for"]
+from sidecar.exchange import RawHeaders
+
+__all__ = ["DecodingError", "ExpansionError", "codings_of", "decoder_for"]
 
 PIECE_BYTES = 64 * 1024
 MAX_EXPANSION = 100
@@ -174,14 +176,26 @@ _CODINGS: dict[bytes, Callable[[], Decoder]] = {
 }
 
 
-def decoder_for(content_encoding: bytes) -> Decoder | None:
+def codings_of(headers: RawHeaders) -> bytes:
+    """Name the content codings that were applied, in order; empty for none.
+
+    The header is a list (RFC 9110 section 8.4): it may come several times, with empty members.
+    """
+    values = [value for name, value in headers if name == b"content-encoding"]
+    if not values:
+        return b""
+    names = (name.strip().lower() for name in b",".join(values).split(b","))
+    return b", ".join(name for name in names if name not in (b"", b"identity"))
+
+
+def decoder_for(codings: bytes) -> Decoder | None:
     """Make the decoder of a single coding.
 
     Args:
-        content_encoding: the header's value, not empty and not `identity`.
+        codings: from `codings_of`, not empty.
 
     Returns:
         None where the coding is unknown, or where several were applied.
     """
-    make = _CODINGS.get(content_encoding.strip().lower())
+    make = _CODINGS.get(codings)
     return make() if make else None

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from sidecar.exchange import RawHeaders, RequestFacts, header
+from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import MemberReader
 
 __all__ = ["BodyReader"]
@@ -62,8 +63,7 @@ class BodyReader:
         self._facts: RequestFacts | None = None
         self._chunks: list[bytes] = []
         self._scanner: _Scanner | None = None
-        coding = header(headers, b"content-encoding")
-        if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+        if codings_of(headers):
             # LiteLLM decodes no request coding either: it answers 400.
             self._facts = RequestFacts()
             return
@@ -94,8 +94,7 @@ class BodyReader:
             self._chunks.clear()
             request = _members.strict(body)
             if request is not None:
-                asked = _CACHE_KEY in body and _CACHE_CONTROL.search(body) is not None
-                self._facts = _facts(request, asked)
+                self._facts = _facts(request, _asks_for_caching(body))
                 return
             # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
             self._scanner = _Scanner()
@@ -129,7 +128,7 @@ class _Scanner:
     def feed(self, chunk: bytes) -> None:
         if not self._asked:
             window = self._tail + chunk
-            self._asked = _CACHE_KEY in window and _CACHE_CONTROL.search(window) is not None
+            self._asked = _asks_for_caching(window)
             self._tail = window[-_OVERLAP:]
         at = 0
         if self._in_string:
@@ -187,6 +186,16 @@ class _Scanner:
         if len(self._top) > _MAX_TOP_BYTES:
             self._overflow = True
             self._top.clear()
+
+
+def _asks_for_caching(text: bytes) -> bool:
+    # To find a constant is ten times as quick as to search for a pattern.
+    at = text.find(_CACHE_KEY)
+    while at >= 0:
+        if _CACHE_CONTROL.match(text, at):
+            return True
+        at = text.find(_CACHE_KEY, at + 1)
+    return False
 
 
 def _facts(request: _Request, asked: bool) -> RequestFacts:

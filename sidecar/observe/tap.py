@@ -27,20 +27,29 @@ from sidecar.exchange import (
     header,
 )
 from sidecar.observe import anthropic
-from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
+from sidecar.observe.decoding import DecodingError, ExpansionError, codings_of, decoder_for
 from sidecar.observe.sse import Event, EventFinder
 
-__all__ = ["MAX_JSON_BYTES", "outcome_of", "tap_for"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "STREAM_TYPE",
+    "is_json",
+    "media_type",
+    "outcome_of",
+    "tap_for",
+]
 
 MAX_JSON_BYTES = 4 * 1024 * 1024
 """Longest JSON body that is read, in bytes after decoding. The longest answer of a current
 model, 128k tokens of text, is about 1 MB; results of server tools add to that."""
 
+STREAM_TYPE = b"text/event-stream"
+
 _FIRST_TOKEN = b"content_block_delta"
 
 
 class _StreamReading(Protocol):
-    def take_event(self, event: Event) -> None: ...
+    def take_event(self, event: Event) -> object: ...
 
     def finish(self, end: End, *, oversized: bool) -> Observation: ...
 
@@ -50,6 +59,8 @@ class _DialectReading(NamedTuple):
 
     needles: Sequence[bytes]
     """What the events of interest hold."""
+    end_needles: Sequence[bytes]
+    """What those hold that are of interest at the end of a stream."""
     read_message: Callable[[bytes, End], Observation]
     """Reads a whole JSON body."""
     read_stream: Callable[[], _StreamReading]
@@ -58,7 +69,7 @@ class _DialectReading(NamedTuple):
 
 _DIALECTS = {
     Dialect.ANTHROPIC: _DialectReading(
-        anthropic.NEEDLES, anthropic.read_message, anthropic.StreamReading
+        anthropic.NEEDLES, anthropic.END_NEEDLES, anthropic.read_message, anthropic.StreamReading
     ),
 }
 
@@ -91,7 +102,7 @@ class _StreamReader:
 
     def __init__(self, dialect: _DialectReading) -> None:
         self.first_token_seen = False
-        self._finder = EventFinder(dialect.needles)
+        self._finder = EventFinder(dialect.needles, dialect.end_needles)
         self._reading = dialect.read_stream()
         self._tail = b""
 
@@ -112,9 +123,9 @@ class _StreamReader:
 class _Decoded:
     """Puts a decoder before a reader."""
 
-    def __init__(self, coding: bytes, reader: Tap) -> None:
-        self._decoder = decoder_for(coding)
-        self._coding = coding
+    def __init__(self, codings: bytes, reader: Tap) -> None:
+        self._decoder = decoder_for(codings)
+        self._codings = codings
         self._reader = reader
         self._error: DecodingError | None = None
 
@@ -133,8 +144,8 @@ class _Decoded:
 
     def finish(self, end: End) -> Observation:
         if self._decoder is None:
-            coding = self._coding.decode("latin-1")[:64]
-            return Observation(Status.ENCODED, fault=f"content-encoding {coding} is not decoded")
+            shown = self._codings.decode("latin-1")[:64]
+            return Observation(Status.ENCODED, fault=f"content-encoding {shown} is not decoded")
         if self._error is None:
             if end is End.COMPLETE and not self._decoder.complete:
                 end = End.UPSTREAM_CUT
@@ -163,6 +174,16 @@ class _Nothing:
         return self._observation
 
 
+def media_type(headers: RawHeaders) -> bytes:
+    """Return the content type in lower case, without its parameters; empty where there is none."""
+    return (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+
+
+def is_json(content_type: bytes) -> bool:
+    """Whether a media type is JSON."""
+    return content_type == b"application/json" or content_type.endswith(b"+json")
+
+
 def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     """Make the tap of one response. See the module for the contract.
 
@@ -171,11 +192,11 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     """
     if not 200 <= status_code < 300:
         return _Nothing(Status.ERROR, f"status {status_code}")
-    content_type = (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    content_type = media_type(headers)
     reader: Tap
-    if content_type == b"text/event-stream":
+    if content_type == STREAM_TYPE:
         reader = _StreamReader(_DIALECTS[dialect])
-    elif content_type == b"application/json" or content_type.endswith(b"+json"):
+    elif is_json(content_type):
         length = header(headers, b"content-length") or b""
         if length.isdigit() and int(length) > MAX_JSON_BYTES:
             # It would be given up in the end: not even its beginning is kept.
@@ -184,10 +205,8 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"
         return _Nothing(Status.MISSING, f"the content type is {shown}")
-    coding = (header(headers, b"content-encoding") or b"").strip()
-    if coding and coding.lower() != b"identity":
-        return _Decoded(coding, reader)
-    return reader
+    codings = codings_of(headers)
+    return _Decoded(codings, reader) if codings else reader
 
 
 def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:

@@ -112,6 +112,10 @@ class Cycle:
                 edge.logger.error("Exception in ASGI application", exc_info=exc)
         if not self.response_complete and not self.disconnected:
             edge.cut()
+        # The scope holds this object, and the callbacks hold the application's: left as they
+        # are, only the collector of cycles would free them, and the credentials in them.
+        self._scope = {}
+        self.on_left = self.on_paused = self.on_resumed = None
 
     @property
     def until_close(self) -> bool:

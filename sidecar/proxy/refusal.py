@@ -10,10 +10,25 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.exchange import RefusalReason
+from sidecar.exchange import RefusalReason, UpstreamFault
 
-__all__ = ["REFUSALS", "Refusal"]
+__all__ = ["REFUSALS", "Refusal", "refusal_of"]
 
+_TIMEOUTS = frozenset(
+    {
+        UpstreamFault.CONNECT_TIMEOUT,
+        UpstreamFault.FIRST_BYTE_TIMEOUT,
+    }
+)
+_MESSAGES = {
+    UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
+    UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
+    UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
+    UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
+    UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
+    UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
+    UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
+}
 # The types that each API's clients map to exceptions of their own:
 # docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
 _ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
@@ -49,12 +64,22 @@ class Refusal:
         return json.dumps(error).encode()
 
     def headers(self, body: bytes) -> list[tuple[bytes, bytes]]:
-        """Return the headers that go with a body."""
+        """Make the headers that go with the body."""
         return [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"x-sidecar-error", self.reason.encode()),
         ]
+
+
+def refusal_of(fault: UpstreamFault) -> Refusal:
+    """Say that the upstream gave no response."""
+    if fault is UpstreamFault.MALFORMED_REQUEST:
+        status_code = 400
+    else:
+        status_code = 504 if fault in _TIMEOUTS else 502
+    message = _MESSAGES.get(fault, "LiteLLM's answer broke off.")
+    return Refusal(status_code, fault.value, message)
 
 
 REFUSALS = {

@@ -4,13 +4,15 @@ Read `_Exchange.run` from the top: it names what happens to an exchange in order
 module knows is the order of things; header rules are in `headers`, the client's end of the
 wire is in `edge`, the way to the upstream in `transport`. It must not know what a usage is: it
 shows each piece to a tap after the piece was sent on, and hands the accounts one record at the
-end. Neither can fail, delay or alter a response.
+end. Neither can fail, delay or alter a response. The one thing that alters responses is a
+transformer, which there is only where the operator switched it on; even then the tap is shown
+what the upstream sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
@@ -18,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sidecar.errors import UpstreamError
 from sidecar.exchange import (
     Accounts,
+    Dialect,
     End,
     Exchange,
     Observation,
@@ -25,37 +28,33 @@ from sidecar.exchange import (
     RefusalReason,
     RequestFacts,
     RequestReader,
+    Rewrite,
+    Rewriting,
     Status,
     Tap,
+    Transformer,
     UpstreamFault,
     header,
 )
 from sidecar.proxy.edge import Downstream, downstream_of
-from sidecar.proxy.headers import ForwardedRule, request_headers, response_headers
-from sidecar.proxy.refusal import Refusal
+from sidecar.proxy.headers import (
+    ForwardedRule,
+    asking_identity,
+    request_headers,
+    response_headers,
+    without_validators,
+)
+from sidecar.proxy.refusal import Refusal, refusal_of
 from sidecar.proxy.routes import classify
 from sidecar.proxy.transport import Transport, UpstreamResponse
 
 __all__ = ["Relay"]
 
+_Pairs = list[tuple[bytes, bytes]]
+
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
 
-_TIMEOUTS = frozenset(
-    {
-        UpstreamFault.CONNECT_TIMEOUT,
-        UpstreamFault.FIRST_BYTE_TIMEOUT,
-    }
-)
-_MESSAGES = {
-    UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
-    UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
-    UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
-    UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
-    UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
-    UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
-    UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
-}
 _TOO_LARGE = Refusal(
     413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."
 )
@@ -77,6 +76,7 @@ class Relay:
         observer: makes the readers of requests and responses.
         accounts: takes each exchange at its end.
         forwarded: who may say for whom a request is.
+        rewriting: makes the transformers of responses; None to change nothing.
         max_request_body_bytes: longer bodies get 413; None for no bound.
     """
 
@@ -87,12 +87,14 @@ class Relay:
         accounts: Accounts,
         forwarded: ForwardedRule,
         *,
+        rewriting: Rewriting | None = None,
         max_request_body_bytes: int | None = None,
     ) -> None:
         self.upstream = upstream
         self.observer = observer
         self.accounts = accounts
         self.forwarded = forwarded
+        self.rewriting = rewriting
         self.max_request_body_bytes = max_request_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +104,10 @@ class Relay:
 
 class _Exchange:
     """One request and its answer."""
+
+    # On the class, so that they cost nothing where nothing is rewritten.
+    _transformer: Transformer | None = None
+    _rewrite: Rewrite | None = None
 
     def __init__(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
         self._began = perf_counter()
@@ -129,13 +135,20 @@ class _Exchange:
     async def run(self) -> None:
         """Relay the exchange, and account for it however it ends."""
         end = End.UPSTREAM_CUT
-        self._relay.accounts.begin(self._info.route)
+        try:
+            self._relay.accounts.begin(self._info.route)
+        except Exception as exc:
+            self._relay.accounts.contain("account", exc)
         self._task = asyncio.current_task()
         self._client.on_left = self._leave
         try:
             self._check_length()
             await self._open()
-            await self._answer()
+            if self._relay.rewriting is None:
+                await self._send_head()
+                await self._send_body()
+            else:
+                await self._send_rewritten(self._relay.rewriting)
         except _ClientLeftError:
             end = End.CLIENT_LEFT
         except _TooLargeError:
@@ -192,6 +205,8 @@ class _Exchange:
                 )
             except Exception as exc:
                 relay.accounts.contain("observe", exc)
+            if relay.rewriting is not None:
+                headers = self._asking(relay.rewriting, self._info.dialect, headers)
         has_body = b"content-length" in names or b"transfer-encoding" in names
         body = _RequestBody(self, self._client, self._receive) if has_body else None
         self._overhead_s += perf_counter() - self._began
@@ -232,13 +247,19 @@ class _Exchange:
 
     # The response
 
-    async def _answer(self) -> None:
-        """Send the answer on: the head at once, each piece of the body as it comes."""
+    async def _send_head(self, change: Callable[[_Pairs], _Pairs] | None = None) -> None:
+        """Send the response's head on.
+
+        Args:
+            change: makes other headers of those that would be sent.
+        """
         response = self._response
         assert response is not None
         began = perf_counter()
         self._status_code = response.status_code
         headers = response_headers(response.headers)
+        if change is not None:
+            headers = change(headers)
         if self._info.dialect is not None:
             try:
                 self._tap = self._relay.observer.tap(
@@ -251,6 +272,11 @@ class _Exchange:
             {"type": "http.response.start", "status": response.status_code, "headers": headers}
         )
         self._head_sent = True
+
+    async def _send_body(self) -> None:
+        """Send each piece of the body on as it comes."""
+        response = self._response
+        assert response is not None
         piece = response.take()
         if response.ended:
             self._close_accounts(piece)
@@ -261,10 +287,7 @@ class _Exchange:
         self._observe(piece)
         client = self._client
         client.on_paused, client.on_resumed = response.pause, response.resume
-        try:
-            await response.pump(self._pass_on)
-        finally:
-            client.on_paused = client.on_resumed = None
+        await response.pump(self._pass_on)
 
     def _pass_on(self, piece: bytes, last: bool) -> None:
         """Send a piece of the body on. What is read of it is read behind that."""
@@ -297,17 +320,121 @@ class _Exchange:
         self._observe(piece)
         self._account(End.COMPLETE, since=began)
 
+    # The response, where it may be changed
+
+    def _asking(self, rewriting: Rewriting, dialect: Dialect, headers: _Pairs) -> _Pairs:
+        """Ask the upstream for content that can be changed."""
+        try:
+            return asking_identity(headers) if rewriting.wanted(dialect, self._headers) else headers
+        except Exception as exc:
+            self._relay.accounts.contain("observe", exc)
+            return headers
+
+    def _make_transformer(self, rewriting: Rewriting) -> Transformer | None:
+        """Make what changes the response's body; None where it passes as it is."""
+        response = self._response
+        assert response is not None
+        if self._info.dialect is None:
+            return None
+        try:
+            facts = RequestFacts() if self._reader is None else self._reader.facts()
+            made = rewriting.transformer(
+                self._info.dialect, self._headers, facts, response.status_code, response.headers
+            )
+        except Exception as exc:
+            self._relay.accounts.contain("observe", exc)
+            return None
+        if isinstance(made, Rewrite):
+            self._rewrite = made
+            return None
+        return made
+
+    async def _send_rewritten(self, rewriting: Rewriting) -> None:
+        """Send the response on, changed if it is one that is to be."""
+        transformer = self._make_transformer(rewriting)
+        if transformer is None:
+            await self._send_head()
+            await self._send_body()
+            return
+        response = self._response
+        assert response is not None
+        self._transformer = transformer
+        if transformer.streamed or header(response.headers, b"content-length") is None:
+            await self._stream_transformed(transformer, response)
+        else:
+            await self._hold_transformed(transformer, response)
+
+    async def _stream_transformed(
+        self, transformer: Transformer, response: UpstreamResponse
+    ) -> None:
+        """Send each chunk on as the transformer gives it; how long it will be is not known."""
+        await self._send_head(lambda headers: without_validators(headers, None))
+        await self._send(_body(b"", more=True))
+        try:
+            async for chunk in response.chunks():
+                out = self._transformed(transformer, chunk)
+                if out:
+                    await self._send(_body(out, more=True))
+                self._observe(chunk)
+        except UpstreamError:
+            if self._transformer is not None and transformer.held:
+                await self._send(_body(transformer.held, more=True))
+            raise
+        out = self._transformed(transformer, None)
+        self._close_accounts(b"")
+        await self._send(_body(out, more=False))
+
+    async def _hold_transformed(self, transformer: Transformer, response: UpstreamResponse) -> None:
+        """Send head and body when all of it is there, for only then its length is known."""
+        chunks: list[bytes] = []
+        try:
+            async for chunk in response.chunks():
+                chunks.append(chunk)  # noqa: PERF401 - what came before a fault is not lost
+        except UpstreamError:
+            # As it came: the length in its head tells the client that bytes are missing.
+            await self._send_head()
+            for chunk in chunks or [b""]:
+                await self._send(_body(chunk, more=True))
+                self._observe(chunk)
+            raise
+        pieces = [self._transformed(transformer, chunk) for chunk in chunks]
+        body = b"".join([*pieces, self._transformed(transformer, None)])
+        if len(body) == sum(map(len, chunks)):
+            await self._send_head()
+        else:
+            await self._send_head(lambda headers: without_validators(headers, len(body)))
+        for chunk in chunks:
+            self._observe(chunk)
+        self._close_accounts(b"")
+        await self._send(_body(body, more=False))
+
+    def _transformed(self, transformer: Transformer, chunk: bytes | None) -> bytes:
+        """Feed the transformer, or finish it; after it has failed once, change nothing more."""
+        if self._transformer is None:
+            return chunk or b""
+        began = perf_counter()
+        try:
+            out = transformer.finish() if chunk is None else transformer.feed(chunk)
+        except Exception as exc:
+            self._transformer = None
+            self._relay.accounts.contain("observe", exc)
+            out = transformer.held
+        self._overhead_s += perf_counter() - began
+        return out
+
+    def _account_rewrite(self) -> None:
+        try:
+            result = self._rewrite if self._transformer is None else self._transformer.result
+            if result is not None:
+                self._relay.accounts.record_rewrite(result)
+        except Exception as exc:
+            self._relay.accounts.contain("account", exc)
+
     # The end
 
     async def _upstream_failed(self, error: UpstreamError) -> None:
-        self._upstream_fault = fault = error.fault
-        if fault is UpstreamFault.MALFORMED_REQUEST:
-            status_code = 400
-        else:
-            status_code = 504 if fault in _TIMEOUTS else 502
-        await self._refuse(
-            Refusal(status_code, fault.value, _MESSAGES.get(fault, "LiteLLM's answer broke off."))
-        )
+        self._upstream_fault = error.fault
+        await self._refuse(refusal_of(error.fault))
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer in our own name; if a head is out already, cut the connection instead.
@@ -334,6 +461,8 @@ class _Exchange:
         self._accounted = True
         observed = self._info.dialect is not None
         observation = self._observation(end) if observed else None
+        if self._relay.rewriting is not None:
+            self._account_rewrite()
         facts = RequestFacts()
         if self._reader is not None:
             try:

@@ -19,8 +19,11 @@ The contract:
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -86,7 +89,7 @@ class UpstreamResponse:
         "_connection",
         "_dry_bytes",
         "_error",
-        "_head",
+        "_held_bytes",
         "_interim",
         "_keep_alive",
         "_last_at",
@@ -101,8 +104,10 @@ class UpstreamResponse:
         "_timer",
         "_until_eof",
         "_upload",
+        "_waiter",
         "ended",
         "headers",
+        "on_body",
         "status_code",
     )
 
@@ -116,11 +121,14 @@ class UpstreamResponse:
         self._loop = connection.loop
         self._timeouts = timeouts
         self._bodiless = method == "HEAD"
+        self._pieces: list[bytes] = []
+        # The parser calls it by name, for each chunk: without a step of Python's.
+        self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
-        self._head: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._over: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes, bool], None] | None = None
-        self._pieces: list[bytes] = []
+        self._held_bytes = 0
         self._dry_bytes = 0
         self._interim = False
         self._keep_alive = False
@@ -137,6 +145,7 @@ class UpstreamResponse:
     def take(self) -> bytes:
         """Return what has come of the body and was not taken yet."""
         pieces = self._pieces
+        self._held_bytes = 0
         if len(pieces) == 1:
             return pieces.pop()
         body = b"".join(pieces)
@@ -154,62 +163,57 @@ class UpstreamResponse:
             UpstreamError: the body ended before its end; `sink` has had what came of it.
             Exception: what `sink` raised.
         """
-        self._over = self._loop.create_future()
+        over = self._over = self._loop.create_future()
         self._sink = sink
-        if self._pieces or self.ended:
-            self._deliver(sink)
-        if self._error is not None and not self._over.done():
-            self._over.set_exception(self._error)
-        self.resume()
-        if self._timeouts.idle_s is not None:
-            self._watch_idle(self._timeouts.idle_s)
-        await self._over
+        try:
+            if self._pieces or self.ended:
+                self._deliver(sink)
+            if self._error is not None and not over.done():
+                over.set_exception(self._error)
+            self.resume()
+            if self._timeouts.idle_s is not None:
+                self._watch_idle(self._timeouts.idle_s)
+            await over
+        finally:
+            self._over = self._sink = None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the pieces of the body as they come.
 
         Raises:
             UpstreamError: the body ended before its end.
         """
-        arrived = asyncio.Event()
-        pieces: list[bytes] = []
-
-        def sink(piece: bytes, _: bool) -> None:
-            if piece:
-                pieces.append(piece)
-                self.pause()
-            arrived.set()
-
-        pumping = self._loop.create_task(self.pump(sink))
-        pumping.add_done_callback(lambda _: arrived.set())
-        try:
-            while True:
-                await arrived.wait()
-                arrived.clear()
-                if pieces:
-                    yield pieces.pop(0)
-                    self.resume()
-                    if pieces or pumping.done():
-                        arrived.set()
-                elif pumping.done():
-                    await pumping
-                    return
-        finally:
-            pumping.cancel()
+        while True:
+            if piece := self.take():
+                yield piece
+            elif self._error is not None:
+                raise self._error
+            elif self.ended:
+                return
+            else:
+                self.resume()
+                if self._timeouts.idle_s is not None:
+                    self._timer = self._loop.call_later(
+                        self._timeouts.idle_s, self._fault, UpstreamFault.IDLE_TIMEOUT
+                    )
+                self._waiter = self._loop.create_future()
+                await self._waiter
 
     def pause(self) -> None:
         """Stop reading from the upstream."""
-        self._connection.pause_reading()
+        if not self.ended:  # else the connection is in the pool, or somebody else's
+            self._connection.pause_reading()
 
     def resume(self) -> None:
         """Go on reading, after `pause`."""
-        self._last_at = self._loop.time()
-        self._connection.resume_reading()
+        if not self.ended:
+            self._last_at = self._loop.time()
+            self._connection.resume_reading()
 
     def close(self) -> None:
         """Let go of the response. A connection that is not at its end is closed."""
-        self._stop()
-        self._connection.abandon(self)
+        if not self.ended and self._error is None:
+            self.fail(UpstreamError(UpstreamFault.BODY_CUT, "the response was closed"))
 
     # For the transport
 
@@ -221,28 +225,37 @@ class UpstreamResponse:
             Exception: what the request's body raised.
         """
         if self._error is None and not self.status_code:
-            self._head = self._loop.create_future()
-            await self._head
+            self._waiter = self._loop.create_future()
+            await self._waiter
         if self._error is not None and not self.status_code:
             raise self._error
 
     def sent(self) -> None:
         """Note that all of the request was written."""
         self._sent = True
-        if self._timeouts.first_byte_s is not None and not self.status_code:
+        waiting = not self.status_code and self._error is None
+        if self._timeouts.first_byte_s is not None and waiting:
             self._timer = self._loop.call_later(
                 self._timeouts.first_byte_s, self._fault, UpstreamFault.FIRST_BYTE_TIMEOUT
             )
 
     async def upload(self, body: RequestBody, *, chunked: bool) -> None:
-        """Write the rest of a request while its response may already come."""
+        """Write the rest of a request while its response may already come.
+
+        An upstream that does not want the rest answers and closes. To write to it then would
+        break the connection before the answer is read, so nothing is written behind its end.
+        """
         connection = self._connection
         try:
             async for piece in body:
+                if connection.hung_up():
+                    return
                 connection.write(_framed(piece) if chunked else piece)
                 if connection.write_paused:
                     await connection.drain()
             if chunked:
+                if connection.hung_up():
+                    return
                 connection.write(b"0\r\n\r\n")
             self.sent()
         except Exception as exc:  # the body's own: it belongs to whoever waits for the response
@@ -259,27 +272,32 @@ class UpstreamResponse:
         self._error = error
         self._stop()
         self._connection.abandon(self)
-        for waiter in (self._head, self._over):
-            if waiter is not None and not waiter.done():
-                if waiter is self._head:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(error)
 
     def feed(self, data: bytes) -> None:
         """Take what the connection received."""
         malformed = False
-        self._dry_bytes += len(data)
+        held = len(self._pieces)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             # Behind the end of a response this is surplus, and the response is whole.
             malformed = not self.ended
             self._surplus = True
-        if self._pieces:
+        if len(self._pieces) > held:
             self._dry_bytes = 0
-        malformed = malformed or (not self.ended and self._dry_bytes > _MAX_HEAD_BYTES)
+            if self._bodiless:
+                self._pieces.clear()
+                self._surplus = True  # a body where none can be
+        else:
+            self._dry_bytes += len(data)
+            malformed = malformed or (not self.ended and self._dry_bytes > _MAX_HEAD_BYTES)
         if self.status_code:
+            if self._sink is None:
+                self._held_bytes += len(data)
             self._progress(malformed)
         elif malformed:
             self._fault(UpstreamFault.MALFORMED_RESPONSE)
@@ -288,24 +306,22 @@ class UpstreamResponse:
         """Pass on what a read brought, once there is a head."""
         if self.ended:
             self._complete()
-        head, sink = self._head, self._sink
-        if head is not None and not head.done():
+        waiter, sink = self._waiter, self._sink
+        if waiter is not None and not waiter.done():
             if self._timer is not None:
                 self._timer.cancel()
-            head.set_result(None)
+            waiter.set_result(None)
         if sink is not None:
             self._last_at = self._loop.time()
             if self._pieces or self.ended:
                 self._deliver(sink)
-        elif self._pieces and sum(map(len, self._pieces)) > _HIGH_WATER_BYTES:
+        elif self._held_bytes > _HIGH_WATER_BYTES:
             self.pause()
         if malformed:
-            self._fault(UpstreamFault.BODY_CUT)
+            self._fault(UpstreamFault.MALFORMED_RESPONSE)
 
     def eof(self) -> None:
         """Take note that the upstream closed its side."""
-        if self.ended:
-            return
         if not self.status_code:
             self._fault(UpstreamFault.STALE_CONNECTION)
         elif self._until_eof:
@@ -325,12 +341,13 @@ class UpstreamResponse:
     def _deliver(self, sink: Callable[[bytes, bool], None]) -> None:
         over = self._over
         assert over is not None
+        if over.done():
+            return  # the wait was cancelled, or `sink` has failed
         try:
             sink(self.take(), self.ended)
         except Exception as exc:  # it must not surface in the loop; `pump` raises it
             if not over.done():
                 over.set_exception(exc)
-            self._sink = None
             return
         if self.ended and not over.done():
             over.set_result(None)
@@ -338,6 +355,7 @@ class UpstreamResponse:
     def _complete(self) -> None:
         """Give the connection back at the response's end."""
         reusable = self._sent and self._keep_alive and not self._surplus
+        reusable = reusable and self._connection.flushed
         self._stop()
         if reusable:
             self._connection.release(self)
@@ -350,13 +368,14 @@ class UpstreamResponse:
             self._timer.cancel()
         if self._upload is not None and not self._upload.done():
             self._upload.cancel()
+        del self._parser  # it and this object hold each other
 
     def _watch_idle(self, idle_s: float) -> None:
         """Check from time to time whether the body still comes."""
         if self.ended or self._error is not None:
             return
         now = self._loop.time()
-        if self._connection.read_paused:
+        if self._connection.read_paused or not self._sent:
             self._last_at = now  # it is the client that takes its time
         due = self._last_at + idle_s
         if now >= due:
@@ -395,18 +414,16 @@ class UpstreamResponse:
             codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
             if codings != [b"chunked"] or version == "1.0":
                 raise _MalformedError
-        if self._bodiless or status_code == 204 or status_code == 304:
+        self._keep_alive = parser.should_keep_alive()
+        if status_code == 204 or status_code == 304:
+            self._bodiless = True
+        if self._bodiless:
             self.ended = True
+            # The parser, which does not know of HEAD, would take chunks without a word.
+            self._keep_alive = self._keep_alive and not coded
         elif not coded and b"content-length" not in names:
             self._until_eof = True
-        self._keep_alive = parser.should_keep_alive()
         self.status_code = status_code
-
-    def on_body(self, piece: bytes) -> None:
-        if self.ended:
-            self._surplus = True  # a body where none can be
-        else:
-            self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
         if self._interim:
@@ -419,6 +436,7 @@ class _Connection(asyncio.Protocol):
     """One connection to the upstream."""
 
     __slots__ = (
+        "_poller",
         "_pool",
         "_response",
         "_transport",
@@ -436,6 +454,7 @@ class _Connection(asyncio.Protocol):
         self.write_paused = False
         self.idle_at = self.born_at = loop.time()
         self._pool = pool
+        self._poller: select.poll | None = None
         self._response: UpstreamResponse | None = None
         self._transport: asyncio.Transport | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -451,10 +470,32 @@ class _Connection(asyncio.Protocol):
         """Begin an exchange, whose response takes what comes from now on."""
         self._response = response
 
-    def write(self, data: bytes) -> None:
-        """Write; what does not fit into the socket is held, see `write_paused`."""
-        if self._transport is not None:
-            self._transport.write(data)
+    @property
+    def flushed(self) -> bool:
+        """Whether the socket has taken all that was written."""
+        return self._transport is not None and self._transport.get_write_buffer_size() == 0
+
+    def hung_up(self) -> bool:
+        """Whether the upstream has closed its side, behind what was not read yet."""
+        if self._transport is None or self._transport.is_closing():
+            return True
+        if not hasattr(select, "POLLRDHUP"):
+            return False  # only Linux tells
+        if self._poller is None:
+            self._poller = select.poll()
+            self._poller.register(self._transport.get_extra_info("socket"), select.POLLRDHUP)
+        return bool(self._poller.poll(0))
+
+    def write(self, data: bytes) -> bool:
+        """Write; what does not fit into the socket is held, see `write_paused`.
+
+        Returns:
+            False if nothing was written, because the connection is broken.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.write(data)
+        return not self._transport.is_closing()
 
     async def drain(self) -> None:
         """Wait until the socket takes more, or is closed."""
@@ -501,6 +542,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._pool.connections.add(self)
+        limit = getattr(transport, "set_read_buffer_limits", None)
+        if limit is not None:
+            # uvloop's TLS throws away what a paused reader has not read yet when the socket
+            # ends. The socket is paused with the first such byte, so that its end stays behind.
+            limit(1, 0)
 
     def data_received(self, data: bytes) -> None:
         if self._response is None:
@@ -509,15 +555,13 @@ class _Connection(asyncio.Protocol):
             self._response.feed(data)
 
     def eof_received(self) -> None:
-        response = self._response
-        if response is not None:
-            response.eof()
-        self._pool.forget(self)
+        if self._response is not None:
+            self._response.eof()
+        self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._pool.forget(self)
-        self._pool.connections.discard(self)
         self.resume_writing()
         response, self._response = self._response, None
         if response is not None:
@@ -540,7 +584,7 @@ class _Pool:
         """All that are open."""
         self._idle: dict[_Connection, None] = {}  # in the order in which they became idle
         self._sweeper: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.closed = False
 
     def take(self, now: float) -> _Connection | None:
         """Take a connection that can be used; None if there is none."""
@@ -554,7 +598,7 @@ class _Pool:
 
     def give(self, connection: _Connection) -> None:
         """Put a connection back."""
-        if self._closed or not connection.usable:
+        if self.closed or not connection.usable:
             connection.abort()
             return
         connection.idle_at = connection.loop.time()
@@ -563,12 +607,13 @@ class _Pool:
             self._sweeper = connection.loop.call_later(_IDLE_EXPIRY_S, self._sweep, connection.loop)
 
     def forget(self, connection: _Connection) -> None:
-        """Take a connection out, if it is in."""
+        """Take a connection out for good."""
         self._idle.pop(connection, None)
+        self.connections.discard(connection)
 
     def close(self) -> None:
         """Close all connections, those in use too."""
-        self._closed = True
+        self.closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -625,7 +670,7 @@ class Transport(httpx.AsyncBaseTransport):
 
         A request without a body and with an idempotent method is sent a second time, on a new
         connection, if its connection turned out to be dead. Any other may have been acted on,
-        and paid for.
+        and paid for, unless not a byte of it could be written.
 
         Args:
             target: as it is to stand in the request line.
@@ -639,6 +684,8 @@ class Transport(httpx.AsyncBaseTransport):
         """
         lines = [b"%b: %b\r\n" % pair for pair in headers]
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("latin-1"), target, b"".join(lines))
+        if not head.count(b"\r") == head.count(b"\n") == len(headers) + 2:
+            raise UpstreamError(UpstreamFault.MALFORMED_REQUEST, "a line break in the head")
         chunked = body is not None and any(name == b"transfer-encoding" for name, _ in headers)
         connection = self._pool.take(asyncio.get_running_loop().time())
         if connection is None:
@@ -653,23 +700,43 @@ class Transport(httpx.AsyncBaseTransport):
     async def dial(self, factory: Callable[[], P]) -> P:
         """Connect a protocol to the upstream, outside the pool.
 
+        If this fails, or is cancelled, the protocols that `factory` made are of no use any
+        more, and `connection_lost` need not have been called (uvloop).
+
         Raises:
             UpstreamError: there is no connection to be had.
         """
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
-                if self._path is not None:
-                    _, protocol = await loop.create_unix_connection(factory, self._path)
-                else:
-                    _, protocol = await loop.create_connection(
-                        factory, self._host, self._port, ssl=self._tls
-                    )
+                if self._path is None:
+                    return await self._dial_host(factory)
+                loop = asyncio.get_running_loop()
+                return (await loop.create_unix_connection(factory, self._path))[1]
         except TimeoutError:
             raise UpstreamError(UpstreamFault.CONNECT_TIMEOUT) from None
         except OSError as exc:
             raise UpstreamError(UpstreamFault.CONNECT_FAILED, str(exc)) from None
-        return protocol
+
+    async def _dial_host(self, factory: Callable[[], P]) -> P:
+        # uvloop's create_connection could resolve the name, but when it is cancelled meanwhile,
+        # and the name then is not found, the loop complains of an exception nobody retrieved.
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        faults: dict[str, None] = {}
+        for *_, address in found:
+            try:
+                _, protocol = await loop.create_connection(
+                    factory,
+                    str(address[0]),
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+            except OSError as exc:
+                faults[str(exc) or type(exc).__name__] = None
+            else:
+                return protocol
+        raise OSError("; ".join(faults))
 
     async def probe(self, timeout_s: float) -> int:
         """Ask for LiteLLM's liveness endpoint and return the status code.
@@ -706,7 +773,23 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        return await self.dial(lambda: _Connection(self._pool, loop))
+        made: list[_Connection] = []
+
+        def make() -> _Connection:
+            made.append(_Connection(self._pool, loop))
+            return made[-1]
+
+        try:
+            connection = await self.dial(make)
+            if self._pool.closed:
+                raise UpstreamError(UpstreamFault.CONNECT_FAILED, "the transport is closed")
+        except BaseException:
+            # uvloop closes a connection whose making is cancelled without telling it, and over
+            # TLS waits for the other side first.
+            for lost in made:
+                lost.abort()
+            raise
+        return connection
 
     async def _exchange(
         self,
@@ -716,15 +799,20 @@ class Transport(httpx.AsyncBaseTransport):
         body: RequestBody | None,
         chunked: bool,
     ) -> UpstreamResponse:
-        response = UpstreamResponse(connection, method, self._timeouts)
-        connection.begin(response)
+        response = self._begin(connection, method)
         try:
             first, more = (b"", False) if body is None else body.take()
             if chunked:
                 first = _framed(first) if first else b""
                 first += b"" if more else b"0\r\n\r\n"
             # One write: a request whose body is there goes out in one segment.
-            connection.write(head + first)
+            message = head + first
+            if not connection.write(message):
+                response.close()
+                connection = await self._connect()
+                response = self._begin(connection, method)
+                if not connection.write(message):
+                    raise UpstreamError(UpstreamFault.CONNECTION_LOST)
             if more:
                 assert body is not None
                 response.start_upload(body, chunked=chunked)
@@ -734,6 +822,11 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             response.close()
             raise
+        return response
+
+    def _begin(self, connection: _Connection, method: str) -> UpstreamResponse:
+        response = UpstreamResponse(connection, method, self._timeouts)
+        connection.begin(response)
         return response
 
 
@@ -766,8 +859,9 @@ class _ResponseStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for piece in self._response.chunks():
-                yield piece
+            async with aclosing(self._response.chunks()) as pieces:
+                async for piece in pieces:
+                    yield piece
         except UpstreamError as error:
             raise _httpx_error(error) from None
 
@@ -781,6 +875,7 @@ _HTTPX_ERRORS: dict[UpstreamFault, type[httpx.TransportError]] = {
     UpstreamFault.FIRST_BYTE_TIMEOUT: httpx.ReadTimeout,
     UpstreamFault.IDLE_TIMEOUT: httpx.ReadTimeout,
     UpstreamFault.CONNECTION_LOST: httpx.ReadError,
+    UpstreamFault.MALFORMED_REQUEST: httpx.LocalProtocolError,
 }
 
 

@@ -27,6 +27,17 @@ def hashed(key: bytes) -> str:
         ([(b"api-key", b"sk-3"), (b"x-api-key", b"sk-2")], b"sk-3"),
         ([(b"x-litellm-api-key", b"Bearer sk-4"), (b"authorization", b"Bearer sk-1")], b"sk-4"),
         ([(b"x-goog-api-key", b"sk-5")], b"sk-5"),
+        ([(b"authorization", b"Basic sk-6")], b"sk-6"),
+        (
+            [
+                (
+                    b"authorization",
+                    b"AWS4-HMAC-SHA256 Credential=Bearer sk-7/20261124/us, Signature=x",
+                )
+            ],
+            b"sk-7",
+        ),
+        ([(b"authorization", b"AWS4-HMAC-SHA256 SignedHeaders=a, Credential=sk-8/d/r")], b"sk-8"),
     ],
 )
 def test_key_is_the_one_that_litellm_takes(headers: list[tuple[bytes, bytes]], key: bytes) -> None:
@@ -40,10 +51,15 @@ def test_no_key() -> None:
 
 
 def test_names_are_percent_decoded() -> None:
-    """Names in headers are percent-encoded UTF-8; what is not is taken as it is."""
+    """Names in headers are percent-encoded UTF-8, or the bare bytes of UTF-8 or latin-1."""
     assert named_in([(b"x", b"Team%20R%C3%A9d")], b"x") == "Team Réd"
     assert named_in([(b"x", b"100%")], b"x") == "100%"
-    assert named_in([(b"x", b"")], b"x") is None
+    assert named_in([(b"x", "Réd".encode())], b"x") == "Réd"
+    assert named_in([(b"x", "Réd".encode("latin-1"))], b"x") == "Réd"
+    assert named_in([(b"x", b"R%E9d")], b"x") == "Réd"
+    for nothing in (b"", b" ", b"%20"):
+        assert named_in([(b"x", nothing)], b"x") is None
+    assert named_in([], b"x") is None
 
 
 A, B, C = hashed(b"a"), hashed(b"b"), "0" * 64
@@ -55,6 +71,8 @@ A, B, C = hashed(b"a"), hashed(b"b"), "0" * 64
         pytest.param(json.dumps({A: "red", B: None, C: "no"}, indent="\t"), id="JSON"),
         pytest.param(f"{A}: red\n{B}: null\n'{C}': no  # a comment\n", id="YAML"),
         pytest.param(f"{A}: red\n{B}:\n{C}: no\n", id="YAML, empty value, bare digits"),
+        pytest.param(f"{A}: &team red\n{B}: ~\r\n{C}: no\n", id="YAML, anchor, CRLF"),
+        pytest.param(f'\ufeff{{"{A}": " red\t", "{B}": "", "{C}": "no",}}', id="nearly JSON"),
     ],
 )
 def test_file_maps_hashes_to_teams(tmp_path: Path, text: str) -> None:
@@ -63,6 +81,13 @@ def test_file_maps_hashes_to_teams(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     teams = TeamFile(path)
     assert [teams.team_of(key) for key in (A, B, C, "x")] == ["red", "None", "no", None]
+
+
+def test_json_is_read_as_json(tmp_path: Path) -> None:
+    """An emoji that was escaped as JSON does is one: YAML knows no pairs of surrogates."""
+    path = tmp_path / "teams.json"
+    path.write_text(json.dumps({A: "Team \U0001f98a"}))
+    assert TeamFile(path).team_of(A) == "Team \U0001f98a"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +100,9 @@ def test_file_maps_hashes_to_teams(tmp_path: Path, text: str) -> None:
         pytest.param("sk-secret-1: red", "entry 1 is not named by a sha256", id="a key itself"),
         pytest.param(f"{A}: [x]", "entry 1", id="a list for an alias"),
         pytest.param("\x00", "neither JSON nor YAML", id="binary"),
+        pytest.param("[" * 100_000, "neither JSON nor YAML", id="deep"),
+        pytest.param(f'{{"{A}": 5}}', "has no string for its alias", id="a number in JSON"),
+        pytest.param(" " * (16 * 1024 * 1024 + 1), "is larger than", id="huge"),
     ],
 )
 def test_a_file_that_is_no_map_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -100,6 +128,32 @@ def test_all_faults_are_named(tmp_path: Path) -> None:
         "entry 3",
         "entry 4",
     ]
+
+
+def test_faults_have_an_end(tmp_path: Path) -> None:
+    """A long file of the wrong kind is told in some lines, not in thousands."""
+    path = tmp_path / "teams.json"
+    path.write_text(json.dumps({f"sk-{n}": "red" for n in range(5000)}))
+    with pytest.raises(ConfigError) as caught:
+        TeamFile(path)
+    assert len(caught.value.faults) == 21
+    assert caught.value.faults[-1].endswith("4980 more entries are faulty")
+
+
+def test_file_behind_a_link_is_read_again(tmp_path: Path) -> None:
+    """Kubernetes changes a ConfigMap by turning a link to a directory."""
+    for name, team in {"one": "red", "two": "blue"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "teams.json").write_text(json.dumps({A: team}))
+    (tmp_path / "data").symlink_to("one")
+    (tmp_path / "teams.json").symlink_to("data/teams.json")
+    teams = TeamFile(tmp_path / "teams.json")
+    assert not teams.changed()
+    (tmp_path / "data.new").symlink_to("two")
+    (tmp_path / "data.new").replace(tmp_path / "data")
+    assert teams.changed()
+    teams.load()
+    assert teams.team_of(A) == "blue"
 
 
 def test_broken_file_keeps_the_old_map(tmp_path: Path) -> None:

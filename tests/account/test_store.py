@@ -106,11 +106,18 @@ def shown(store: Store, watermark: int | None) -> dict[str, str]:
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
 
+def scraped(store: Store, scrapes: Scrapes, scraper: str) -> dict[str, str]:
+    scrape = scrapes.begin(scraper)
+    samples = shown(store, scrape.watermark)
+    scrapes.end(scrape)
+    return samples
+
+
 def test_new_counters_are_shown_at_zero_once() -> None:
     """A Prometheus sees zero before the first value; everybody else sees what is."""
     now = itertools.count(0.0, 1.0)
     store = Store(lambda: 1.0)
-    scrapes = Scrapes(store, lambda: next(now))
+    scrapes = Scrapes(store, lambda: 0, lambda: next(now))
     tokens = store.counter("t", "T.", ("m",))
     level = store.gauge("g", "G.")
     times = store.histogram("h", "H.", (), (1,))
@@ -118,32 +125,30 @@ def test_new_counters_are_shown_at_zero_once() -> None:
     level.child().add(4)
     times.child().observe(0.5)
     assert shown(store, None)['t_total{m="a"}'] == "2101.0"
-    first = shown(store, scrapes.begin("p1"))
+    first = scraped(store, scrapes, "p1")
     assert first['t_total{m="a"}'] == "0.0"
     assert first["g"] == "4.0"
     assert (first["h_count"], first["h_sum"], first['h_bucket{le="+Inf"}']) == ("0.0",) * 3
-    assert scrapes.true_at is None
     tokens.child("b").add(7)
-    second = shown(store, scrapes.begin("p1"))
+    second = scraped(store, scrapes, "p1")
     assert (second['t_total{m="a"}'], second['t_total{m="b"}']) == ("2101.0", "0.0")
     assert second["h_count"] == "1.0"
-    third = shown(store, scrapes.begin("p1"))
+    third = scraped(store, scrapes, "p1")
     assert third['t_total{m="b"}'] == "7.0"
-    assert scrapes.true_at is not None
 
 
 def test_both_of_a_pair_are_shown_zero() -> None:
     """Each Prometheus that is known by its address sees the zero of a new counter."""
     now = itertools.count(0.0, 1.0)
     store = Store(lambda: 1.0)
-    scrapes = Scrapes(store, lambda: next(now))
+    scrapes = Scrapes(store, lambda: 0, lambda: next(now))
     tokens = store.counter("t", "T.")
     for scraper in ("p1", "p2"):
-        scrapes.begin(scraper)
+        scraped(store, scrapes, scraper)
     tokens.child().add(5)
-    assert shown(store, scrapes.begin("p1"))["t_total"] == "0.0"
-    assert shown(store, scrapes.begin("p2"))["t_total"] == "0.0"
-    assert shown(store, scrapes.begin("p1"))["t_total"] == "5.0"
+    assert scraped(store, scrapes, "p1")["t_total"] == "0.0"
+    assert scraped(store, scrapes, "p2")["t_total"] == "0.0"
+    assert scraped(store, scrapes, "p1")["t_total"] == "5.0"
 
 
 def test_an_unknown_scraper_is_shown_no_zero_again() -> None:
@@ -151,14 +156,48 @@ def test_an_unknown_scraper_is_shown_no_zero_again() -> None:
     reset, and all counts would count twice."""
     time = [0.0]
     store = Store(lambda: 1.0)
-    scrapes = Scrapes(store, lambda: time[0])
+    scrapes = Scrapes(store, lambda: 0, lambda: time[0])
+    store.counter("t", "T.").child().add(5)
+    scraped(store, scrapes, "p1")
+    assert scraped(store, scrapes, "p2")["t_total"] == "5.0"
+    store.counter("u", "U.").child().add(6)
+    scraped(store, scrapes, "p2")
+    time[0] += Scrapes.FORGET_S + 1
+    assert scraped(store, scrapes, "p1")["u_total"] == "6.0"
+
+
+def test_scrape_that_breaks_off_has_shown_nothing() -> None:
+    """Prometheus keeps nothing of half a scrape: what it was to show at zero, the next one does,
+    also where both were under way at once."""
+    store = Store(lambda: 1.0)
+    scrapes = Scrapes(store, lambda: 0, lambda: 1.0)
     store.counter("t", "T.").child().add(5)
     scrapes.begin("p1")
-    assert shown(store, scrapes.begin("p2"))["t_total"] == "5.0"
+    late = scrapes.begin("p1")
     store.counter("u", "U.").child().add(6)
-    scrapes.begin("p2")
-    time[0] += Scrapes.FORGET_S + 1
-    assert shown(store, scrapes.begin("p1"))["u_total"] == "6.0"
+    assert scraped(store, scrapes, "p1") == {"t_total": "0.0", "u_total": "0.0"}
+    scrapes.end(late)
+    assert scraped(store, scrapes, "p1") == {"t_total": "5.0", "u_total": "6.0"}
+
+
+def test_scrapes_are_up_to_date_when_one_has_shown_every_count() -> None:
+    """A scrape counts for what was counted when it began, and only if no series was at zero."""
+    counted = [0]
+    store = Store(lambda: 1.0)
+    scrapes = Scrapes(store, lambda: counted[0], lambda: 1.0)
+    known = [scrapes.up_to_date]  # where nothing was counted nothing can be lost
+    store.counter("t", "T.").child().add(5)
+    counted[0] = 1
+    known.append(scrapes.up_to_date)
+    scraped(store, scrapes, "p1")  # the new series was shown at zero
+    known.append(scrapes.up_to_date)
+    early = scrapes.begin("p1")
+    counted[0] = 2
+    scrapes.end(early)
+    known.append(scrapes.up_to_date)
+    scraped(store, scrapes, "p1")
+    known.append(scrapes.up_to_date)
+    assert known == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(

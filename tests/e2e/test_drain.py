@@ -232,6 +232,29 @@ async def test_prometheus_has_the_final_counts(clouds: Clouds, tmp_path: Path) -
                 assert last == value
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before the last call", "after it"])
+async def test_scrape_during_the_drain_will_do(clouds: Clouds, tmp_path: Path, after: bool) -> None:
+    """A scrape that showed every final count need not be repeated when the drain is over; one
+    that came before the last exchange is not enough."""
+    settings = {
+        "SIDECAR_UPSTREAM": clouds.url,
+        "SIDECAR_DRAIN_DELAY_S": "0.5",
+        "SIDECAR_FINAL_SCRAPE_WAIT_S": "3",
+    }
+    with sidecar_process(tmp_path, settings) as sidecar:
+        assert await accepts(sidecar)
+        await metrics(sidecar, SCRAPER)
+        await metrics(sidecar, SCRAPER)
+        sidecar.process.send(signal.SIGTERM)
+        await until(lambda: logged(sidecar, "draining"))
+        assert await accepts(sidecar)
+        if after:
+            await metrics(sidecar, SCRAPER)
+        assert await exit_code(sidecar, 10) == 0
+        assert bool(logged(sidecar, "final_scrape")) is after
+        assert bool(logged(sidecar, "no_final_scrape")) is not after
+
+
 async def test_ends_without_anybody_who_scrapes(clouds: Clouds, tmp_path: Path) -> None:
     """Where nobody scrapes nobody is waited for."""
     settings = {"SIDECAR_UPSTREAM": clouds.url, "SIDECAR_FINAL_SCRAPE_WAIT_S": "60"}

@@ -121,6 +121,11 @@ def test_stream_usage_merges_field_by_field(
         pytest.param(usage(new=1, read=2, write=150), (1, 2, 0, 0, 150), id="not split"),
         pytest.param(usage(new=1, read=2) | SPLIT, (1, 2, 100, 20, 0), id="split without total"),
         pytest.param(
+            usage(new=1, read=2, write=150) | {"cache_creation": {"ephemeral_1h_input_tokens": 20}},
+            (1, 2, 0, 20, 130),
+            id="half of a split",
+        ),
+        pytest.param(
             usage(new=1, read=2, write=110) | SPLIT, (1, 2, 100, 10, 0), id="split beyond total"
         ),
     ],
@@ -302,6 +307,48 @@ ERROR = event("error", {"error": {"type": "overloaded_error", "message": "Overlo
             Status.COMPLETE,
             Usage(0, 0),
             id="LiteLLM's guardrail frame",
+        ),
+        pytest.param(
+            START + b'event: error\ndata: "error": broken\n\n' + DELTA + STOP,
+            End.COMPLETE,
+            Status.PARTIAL,
+            Usage(7, 9),
+            id="an error event that is no JSON",
+        ),
+        pytest.param(
+            START + b"event: message_stop\n\n" + DELTA + STOP,
+            End.COMPLETE,
+            Status.COMPLETE,
+            Usage(7, 9),
+            id="an event without data",
+        ),
+        pytest.param(
+            START + b'data: {"type":"content_block_start","error":null,"usage":{}}\n\n' + STOP,
+            End.COMPLETE,
+            Status.COMPLETE,
+            Usage(7, 1),
+            id="a usage in an event of another kind",
+        ),
+        pytest.param(
+            event("message_start", {"message": "usage", "usage": {"input_tokens": 9}}) + STOP,
+            End.COMPLETE,
+            Status.INVALID,
+            Usage(),
+            id="a message that is no object",
+        ),
+        pytest.param(
+            event("message_start", {"message": None, "usage": {}}) + DELTA + STOP,
+            End.COMPLETE,
+            Status.COMPLETE,
+            Usage(None, 9),
+            id="a start without a message",
+        ),
+        pytest.param(
+            START + event("message_delta", {"usage": {"output_tokens": "x" * (1 << 20)}}) + STOP,
+            End.COMPLETE,
+            Status.OVERSIZED,
+            Usage(7, 1),
+            id="an event over the bound",
         ),
         pytest.param(
             START + b'event: odd\ndata: "message_stop"\n\n' + DELTA + STOP,

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from sidecar.exchange import End, Status
-from sidecar.observe.decoding import DecodingError, ExpansionError, decoder_for
+from sidecar.observe.decoding import DecodingError, ExpansionError, codings_of, decoder_for
 from tests.support.bodies import SSE, cuts, observe, stream
 
 TEXT = stream({"input_tokens": 7}, {"output_tokens": 3}, text=[str(i) for i in range(500)])
@@ -26,7 +26,7 @@ def _raw_deflate(data: bytes) -> bytes:
 
 CODINGS: list[tuple[bytes, Callable[[bytes], bytes]]] = [
     (b"gzip", gzip.compress),
-    (b"X-Gzip", gzip.compress),
+    (b"x-gzip", gzip.compress),
     (b"deflate", zlib.compress),
     (b"deflate", _raw_deflate),
     (b"br", brotli.compress),
@@ -65,6 +65,33 @@ def test_padding_after_the_end_is_ignored() -> None:
     """Zero bytes after a gzip member, and anything after a brotli stream, are no fault."""
     assert decode(b"gzip", [gzip.compress(TEXT) + b"\0\0\0", b"\0"]) == TEXT
     assert decode(b"br", [brotli.compress(TEXT), b"more"]) == TEXT
+
+
+def test_last_piece_may_wait_for_no_more_input() -> None:
+    """What one piece has no room for comes out although no byte of input is left."""
+    text = b"\0" * 70_000
+    coded = gzip.compress(text)
+    for at in range(len(coded)):
+        assert decode(b"gzip", [coded[:at], coded[at:]]) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "codings"),
+    [
+        ([], b""),
+        ([b""], b""),
+        ([b" Identity "], b""),
+        ([b"GZIP"], b"gzip"),
+        ([b"identity, ,gzip,"], b"gzip"),
+        ([b"gzip, br"], b"gzip, br"),
+        ([b"gzip", b"br"], b"gzip, br"),
+        ([b"identity", b"zstd"], b"zstd"),
+    ],
+)
+def test_codings_are_a_list(values: list[bytes], codings: bytes) -> None:
+    """Case, blanks, empty members and repeats of the header are the list's own affair."""
+    headers = [(b"content-encoding", value) for value in values]
+    assert codings_of([(b"x", b"y"), *headers]) == codings
 
 
 @pytest.mark.parametrize("coding", [b"compress", b"gzip, br", b"aws-chunked", b"x" * 500])

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sidecar.observe.sse import MAX_EVENT_BYTES, Event, EventFinder
+from sidecar.observe.sse import MAX_EVENT_BYTES, TAIL_BYTES, Event, EventFinder
 from tests.support.bodies import cuts
 
 
@@ -50,6 +50,40 @@ def test_events_without_a_needle_are_not_parsed() -> None:
     body = b"data: 1 usage\n\ndata: 2\n\ndata: 3 error\n\ndata: 4 usage error\n\n"
     data = [event.data for event in found([body], (b"usage", b"error"))]
     assert data == [b"1 usage", b"3 error", b"4 usage error"]
+
+
+@pytest.mark.parametrize("last", [b"data: end\n\n", b"data: end", b"data: end usage\n\n"])
+@pytest.mark.parametrize("before", [0, 100, TAIL_BYTES - 20, TAIL_BYTES, 5 * TAIL_BYTES])
+def test_needles_of_the_end_are_looked_for_there_alone(last: bytes, before: int) -> None:
+    """Events with a needle of the end come out once, at the end, and only from its last bytes."""
+    filler = b"data: end early\n\n" + b"data: xxxxxx\n\n" * (before // 14)
+    body = b"\xef\xbb\xbfdata: usage 1\n\n" + filler + last
+
+    def run(chunks: list[bytes]) -> list[Event]:
+        finder = EventFinder((b"usage",), (b"end", b"never"))
+        events = [event for chunk in chunks for event in finder.feed(chunk)]
+        return events + list(finder.finish())
+
+    events = run([body])
+    # An event's beginning is known by the blank line before it.
+    early = [b"end early"] if len(b"\n\n" + filler + last) <= TAIL_BYTES else []
+    terminated = last.endswith(b"\n\n")
+    closing = Event(b"", last.strip()[6:], terminated)
+    in_order = [Event(b"", b"usage 1"), *(Event(b"", data) for data in early)]
+    in_order.insert(1 if b"usage" in last else len(in_order), closing)
+    assert events == in_order
+    for chunks in cuts(body, seed=before):
+        assert run(chunks) == events
+
+
+def test_a_long_stream_of_whole_events_ends_as_it_ends() -> None:
+    """However many chunks of one event each came before, the end is found in the last bytes."""
+    finder = EventFinder((b"usage",), (b"end",))
+    assert not finder.feed(b"data: first\n\n")
+    for _ in range(10 * TAIL_BYTES // 16):
+        assert not finder.feed(b"data: xxxxxxxx\n\n")
+    assert not finder.feed(b"data: end\n\n")
+    assert finder.finish() == [Event(b"", b"end")]
 
 
 def test_last_event_without_blank_line_is_marked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import hashlib
 import itertools
@@ -15,7 +16,15 @@ import brotli
 import pytest
 import zstandard
 
-from sidecar.exchange import Dialect, End, Observation, RawHeaders, Route, Status
+from sidecar.exchange import (
+    Dialect,
+    End,
+    Observation,
+    RawHeaders,
+    RequestFacts,
+    Route,
+    Status,
+)
 from tests.support.bodies import event, stream
 from tests.support.running import running, until
 from tests.support.wire import Answer, Received, ask, read_answer, upstream
@@ -200,6 +209,35 @@ async def test_connections_are_kept_on_both_sides() -> None:
             assert (await read_answer(reader)).body == b"ok"
         writer.close()
     assert up.connections <= 2  # one of them was the probe's
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_exchanges_leave_no_cycles_of_references(framing: str) -> None:
+    """What an exchange held, headers with keys among it, is freed when it ends, and not when
+    the collector comes by."""
+    raw = response(STREAM, b"200 OK", SSE_TYPE) if framing == "length" else chunked([STREAM] * 3)
+    upload = get(b"/v1/messages", b"Transfer-Encoding: chunked", method=b"POST")
+    async with upstream(raw) as up, running(up.url) as side:
+        for request_ in (POST, get(), upload + b"2\r\n{}\r\n0\r\n\r\n"):
+            assert (await ask(side.host, request_)).complete
+        gc.collect()
+        gc.disable()
+        try:
+            for request_ in (POST, get(), upload + b"2\r\n{}\r\n0\r\n\r\n"):
+                assert (await ask(side.host, request_)).complete
+            await asyncio.sleep(0.05)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            ours = {
+                type(garbage).__name__
+                for garbage in gc.garbage
+                if type(garbage).__module__.startswith("sidecar.")
+            }
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert ours <= {"Edge"}, "a connection may refer to itself, an exchange may not"
 
 
 # Large bodies, slow sides, the first byte
@@ -669,16 +707,36 @@ async def test_forwarded_headers(
     assert {name: seen.values(b"x-forwarded-" + name) for name in forwarded} == expected
 
 
+async def test_forged_headers_of_a_client_that_is_gone() -> None:
+    """A client that resets its connection behind its request has no address to be found, and
+    is not believed for it."""
+    async with upstream(response(b"ok")) as up, running(up.url, trusted_proxies="10.0.0.0/8") as s:
+        await until(lambda: up.connections == 1)
+        client = socket.create_connection(s.host)
+        client.sendall(get(b"/key/generate", *FORGED, b"Content-Length: 0", method=b"POST"))
+        # Both arrive before the loop takes the connection.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await until(lambda: s.value("litellm_sidecar_http_requests_total") == 1)
+        await asyncio.sleep(0.05)
+    for seen in up.received:
+        assert [name for name, _ in seen.headers if b"forwarded" in name] == [b"x-forwarded-proto"]
+        assert seen.values(b"x-forwarded-proto") == [b"http"]
+
+
 # An observer that fails
 
 
 class Broken:
     """An observer that raises on every call, from the one that is named on."""
 
-    first_token_seen = False
-
     def __init__(self, works: str = "") -> None:
         self._works = works
+
+    @property
+    def first_token_seen(self) -> bool:
+        self._fail("first_token")
+        return False
 
     def _fail(self, name: str) -> None:
         if name not in self._works:
@@ -695,17 +753,31 @@ class Broken:
     def feed(self, chunk: bytes) -> None:
         self._fail("feed")
 
-    def finish(self, end: End = End.COMPLETE) -> Observation:
+    def finish(self, end: End | None = None) -> object:
         self._fail("finish")
+        if end is None:  # the reader of the request is asked for steps
+            self._fail("steps")
+            return iter(())
         return Observation(Status.COMPLETE)
 
-    def facts(self) -> None:
+    def facts(self) -> RequestFacts:
         self._fail("facts")
+        return RequestFacts()
 
 
-@pytest.mark.parametrize("works", ["", "tap read_request", "tap read_request feed"])
+@pytest.mark.parametrize(
+    ("works", "status"),
+    [
+        pytest.param("", "invalid", id="everything"),
+        pytest.param("tap read_request", "invalid", id="reading"),
+        pytest.param("tap read_request feed", "invalid", id="the first token"),
+        pytest.param("tap read_request feed first_token", "invalid", id="the end"),
+        pytest.param("tap read_request feed first_token finish", "complete", id="the request"),
+        pytest.param("tap read_request feed first_token finish steps", "complete", id="facts"),
+    ],
+)
 async def test_broken_observer_changes_no_byte(
-    works: str, caplog: pytest.LogCaptureFixture
+    works: str, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Observation can fail in any way: the response is the same, and the fault is counted."""
     raw = chunked([STREAM[i : i + 50] for i in range(0, len(STREAM), 50)], SSE_TYPE)
@@ -714,18 +786,21 @@ async def test_broken_observer_changes_no_byte(
         answers: list[Answer] = [await ask(side.host, POST) for _ in range(3)]
         direct = await ask(("127.0.0.1", up.port), POST)
         assert side.value("litellm_sidecar_internal_errors_total", room="observe") >= 3
-        assert side.value("litellm_sidecar_observations_total", status="invalid") == 3
+        assert side.value("litellm_sidecar_observations_total", status=status) == 3
         assert side.value("litellm_sidecar_http_requests_total", code="200") == 3
     assert answers == [direct] * 3
     assert sum(record.message == "internal_error" for record in caplog.records) == 1
     assert "sk-secret-1" not in caplog.text
 
 
-async def test_broken_accounts_change_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "in_flight"), [("_record", 0), ("begin", -1)])
+async def test_broken_accounts_change_no_byte(
+    method: str, in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither can the ledger's failing reach a response."""
     async with upstream(response(STREAM, b"200 OK", SSE_TYPE)) as up, running(up.url) as side:
-        monkeypatch.setattr(side.sidecar.ledger, "_record", lambda *_: 1 / 0)
+        monkeypatch.setattr(side.sidecar.ledger, method, lambda *_: 1 / 0)
         answer = await ask(side.host, POST)
         assert (answer.complete, answer.body) == (True, STREAM)
         assert side.value("litellm_sidecar_internal_errors_total", room="account") == 1
-        assert side.value("litellm_sidecar_http_requests_in_flight") == 0
+        assert side.value("litellm_sidecar_http_requests_in_flight") == in_flight

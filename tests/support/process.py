@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["ManagedProcess", "ReadinessError", "free_port"]
+__all__ = ["ManagedProcess", "ReadinessError", "coverage_environment", "free_port"]
 
 _LOG_TAIL_BYTES = 6000
 _POLL_S = 0.1
@@ -24,6 +24,11 @@ _KILL_WAIT_S = 5.0
 
 class ReadinessError(RuntimeError):
     """A child ended, or was not ready in time; the text has the end of its log."""
+
+
+def coverage_environment() -> dict[str, str]:
+    """What coverage.py hands to child processes where it measures; else empty."""
+    return {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -49,14 +54,14 @@ class ManagedProcess:
             command: program and arguments.
             directory: its working directory.
             log: where its output goes, both streams in one.
-            environment: all of its environment; nothing is inherited.
+            environment: all of its environment; nothing is inherited but what measures coverage.
         """
         self.log = log
         with log.open("wb") as output:
             self._child = subprocess.Popen(
                 list(command),
                 cwd=directory,
-                env=dict(environment),
+                env={**coverage_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

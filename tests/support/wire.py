@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -81,11 +82,23 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(handler: Handler | bytes, *, read_body: bool = True) -> AsyncIterator[Upstream]:
+async def upstream(
+    handler: Handler | bytes,
+    *,
+    read_body: bool = True,
+    host: str = "127.0.0.1",
+    path: str | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Upstream]:
     """Serve with a handler, or with the same bytes for each request.
 
     The handler is called after the request was read and its connection stays open afterwards,
     unless it closes it.
+
+    Args:
+        read_body: whether to read the request's body, too; else that is the handler's.
+        path: of the Unix socket to serve on, instead of a port of `host`.
+        tls: to serve with.
     """
     tasks: set[asyncio.Task[None]] = set()
 
@@ -106,15 +119,25 @@ async def upstream(handler: Handler | bytes, *, read_body: bool = True) -> Async
                     await writer.drain()
                 else:
                     await handler(received, reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):  # the latter of TLS, too
             pass
+        except asyncio.CancelledError:
+            pass  # the end; asyncio's server takes a cancelled handler for a failed one
+        except RuntimeError:
+            if not writer.is_closing():
+                raise  # else it is uvloop's word for writing to a closed connection
         finally:
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20)
-    port = server.sockets[0].getsockname()[1]
-    seen = Upstream(f"http://127.0.0.1:{port}", port)
+    if path is not None:
+        server = await asyncio.start_unix_server(serve, path, limit=1 << 20)
+        seen = Upstream(f"unix:{path}", 0)
+    else:
+        server = await asyncio.start_server(serve, host, 0, limit=1 << 20, ssl=tls)
+        port = server.sockets[0].getsockname()[1]
+        name = f"[{host}]" if ":" in host else host
+        seen = Upstream(f"{'https' if tls else 'http'}://{name}:{port}", port)
     try:
         yield seen
     finally:

@@ -1,0 +1,41 @@
+"""The cases of `tests/data`: bodies as they stand on the wire, and what is counted of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from sidecar.exchange import RequestFacts, Status
+from sidecar.observe.tap import outcome_of
+from tests.support.bodies import JSON, SSE, cuts, observe
+
+DATA = Path(__file__).parents[1] / "data"
+CASES = sorted(path for path in DATA.glob("*/*") if ".expected" not in path.name)
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_case(path: Path) -> None:
+    """The body gives what is expected: whole, cut in two at each place, and cut at random."""
+    body, headers = path.read_bytes(), SSE if path.suffix == ".sse" else JSON
+    expected = json.loads(path.with_name(f"{path.stem}.expected.json").read_text())
+    seen = observe(body, headers)
+    error = seen.status is Status.ERROR
+    assert expected == {
+        "status": seen.status,
+        "outcome": None if error else outcome_of(seen, RequestFacts()),
+        "usage": asdict(seen.usage),
+    }
+    for at in range(len(body)):
+        assert observe([body[:at], body[at:]], headers) == seen
+    for chunks in cuts(body, seed=len(body)):
+        assert observe(chunks, headers) == seen
+
+
+def test_every_expectation_has_its_body() -> None:
+    """No case is left out because of how its file is named."""
+    expectations = {path.name for path in DATA.glob("*/*.expected.json")}
+    assert expectations == {f"{path.stem}.expected.json" for path in CASES}
+    assert len(CASES) > 10
