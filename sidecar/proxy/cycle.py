@@ -242,5 +242,6 @@ class Cycle:
             self._wake()
             edge.on_response_complete()
         elif self.on_paused is not None and edge.flow.write_paused:
-            # The loop says so once, when the application may not have listened yet.
+            # The loop says so once, when the application may not have listened yet. It says so
+            # within the write that makes it so, and needs no callback of its own.
             self.on_paused()

@@ -141,11 +141,6 @@ class Edge(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.leave()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.cycle is not None and self.cycle.on_paused is not None:
-            self.cycle.on_paused()
-
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unsent = 0
@@ -416,10 +411,7 @@ class Edge(HttpToolsProtocol):
         if not hasattr(socket, "TCP_INFO"):
             return False
         connection: socket.socket = self.transport.get_extra_info("socket")
-        try:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        except OSError:
-            return False  # not TCP
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
         return info[0] in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 

@@ -940,25 +940,27 @@ async def test_body_that_is_not_as_long_as_its_length(caplog: pytest.LogCaptureF
 # Slow clients
 
 
-async def test_application_is_told_that_the_client_is_slow() -> None:
-    """Also where it listens only after the first piece, and again where it writes all the same."""
+@pytest.mark.parametrize("late", [False, True], ids=["listens first", "listens late"])
+async def test_application_is_told_that_the_client_is_slow(late: bool) -> None:
+    """Within the write that fills the buffer, or the next one after the application listens."""
     told: list[str] = []
     go = asyncio.Event()
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:
         client = downstream_of(scope)
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"x" * 9_000_000, "more_body": True})
+        if late:
+            client.write(b"x" * 9_000_000, False)
         client.on_paused = lambda: told.append("paused")
         client.on_resumed = lambda: told.append("resumed")
-        client.write(b"y", False)
+        client.write(b"y" if late else b"x" * 9_000_001, False)
+        assert told == ["paused"]
         await go.wait()
         client.write(b"z", True)
 
     async with serving(of(app)) as served, connected(served.address, limit=1) as client:
         client.send(get())
         await until(lambda: told)
-        assert told == ["paused"]
         read = asyncio.ensure_future(client.answer())
         await until(lambda: told[-1] == "resumed")
         go.set()
@@ -1044,6 +1046,23 @@ async def test_shutdown() -> None:
         assert (answer.body, answer.header(b"connection")) == (b"ok", b"close")
         assert await busy.end() == b""
         await until(lambda: not served.state.connections)
+
+
+async def test_connection_that_closes_is_asked_for_nothing_more() -> None:
+    """It has to take what it was sent, and what else it began does not count."""
+    async with (
+        serving(answering(b"x" * 20_000_000), head_timeout_s=1) as served,
+        connected(served.address, limit=1) as client,
+    ):
+        client.send(get())
+        await until(lambda: served.state.total_requests)
+        client.send(get()[:9])
+        await until(lambda: served.edge._head)
+        served.edge.shutdown()
+        served.pass_time(5)
+        assert len((await client.answer()).body) == 20_000_000
+        assert await client.end() == b""
+        assert not served.refused
 
 
 async def test_shutdown_with_an_upload_behind_its_answer() -> None:
