@@ -191,6 +191,7 @@ class Settings(BaseSettings):
             raise ValueError("not an address")
         if parts.port == 0:  # and what is no port at all raises ValueError
             raise ValueError("not a port to connect to")
+        parts.netloc.encode("idna")  # raises ValueError if a label is empty or too long
         return f"{parts.scheme}://{parts.netloc}"
 
     @field_validator("labels", mode="before")

@@ -99,6 +99,7 @@ def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         "http://h:x",
         "http://u@h",
         "http://h:0",
+        "http://h..test:1",
         "http://h h",
         "http://h\n:1",
         "http://hö.test",
