@@ -321,7 +321,7 @@ class UpstreamResponse:
             self._last_at = self._loop.time()
             if self._pieces or self.ended:
                 self._deliver(sink)
-        elif self._held_bytes > _HIGH_WATER_BYTES:
+        elif self._held_bytes > _HIGH_WATER_BYTES and not self.ended:
             self._connection.pause_reading()  # until somebody takes it
         if malformed:
             self._fault(UpstreamFault.MALFORMED_RESPONSE)

@@ -693,15 +693,18 @@ async def test_pause_at_the_end_is_not_the_next_one_s(link: Connect) -> None:
         assert it.up.connections == 1
 
 
-async def test_paused_connection_reads_again_in_the_pool(link: Connect) -> None:
-    """One whose response was paused and then taken goes back to the pool reading."""
-    body = b"x" * 200_000
-    raw = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+@pytest.mark.parametrize("size", [70_000, 200_000, 5_000_000])
+async def test_connection_in_the_pool_is_not_paused(link: Connect, size: int) -> None:
+    """A response that had to wait to be taken, or was whole before, leaves a connection that
+    reads."""
+    body = bytes(size)
+    raw = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + body
     async with link(raw) as it:
-        for _ in range(3):
-            response = await it.open()
-            await asyncio.sleep(0.02)
-            assert (await read(response)).body == body
+        for _ in range(5):
+            async with asyncio.timeout(5):
+                response = await it.open()
+                await asyncio.sleep(0.02)
+                assert (await read(response)).body == body
         assert it.up.connections == 1
 
 
