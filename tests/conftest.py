@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,3 +21,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("SIDECAR_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_are_as_they_were() -> Iterator[None]:
+    """No test may quiet a logger: those after it would find no fault where there is one."""
+    yield
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.startswith(("uvicorn", "sidecar", "asyncio")):
+            quiet = logger.level or logger.disabled or not logger.propagate
+            assert not quiet, f"the logger {name} was quieted in this process"

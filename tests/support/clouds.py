@@ -228,7 +228,8 @@ def serving(app: ASGIApp, host: str = "127.0.0.1") -> Iterator[str]:
     with socket.create_server((host, 0)) as listener:
         config = uvicorn.Config(
             app,
-            log_level="critical",
+            # Logging is the process's: what is set here would hold for the edge under test as well.
+            log_config=None,
             access_log=False,
             lifespan="off",
             # A stream that hangs by request ends with the test, not with the last client.
