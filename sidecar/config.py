@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -33,6 +33,8 @@ _Port = Annotated[int, Field(ge=0, le=65_535)]
 _Host = Annotated[str, Field(min_length=1)]
 _Network = IPv4Network | IPv6Network
 
+_MAX_SECRET_BYTES = 4096
+"""Longest secret: what stands in a header. A JWT has some hundreds."""
 _MAX_SHOWN = 100
 """Characters of a faulty value that are shown: a file's content may have been put there."""
 
@@ -92,6 +94,14 @@ class Settings(BaseSettings):
         None,
         "File that maps sha256 key hashes to team aliases; read again when it changes.",
         "the path of a JSON or YAML file",
+    )
+    litellm_key_file: Path | None = _setting(
+        None, "File that holds SIDECAR_LITELLM_KEY.", "the path of a file with nothing else in it"
+    )
+    litellm_key: Annotated[SecretStr | None, Field(validate_default=True)] = _setting(
+        None,
+        "Key with which LiteLLM is asked what it knows; the role `proxy_admin_viewer` is enough.",
+        "a LiteLLM key, unless SIDECAR_LITELLM_KEY_FILE is set",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
         (ip_network("127.0.0.0/8"), ip_network("::1/128")),
@@ -237,13 +247,15 @@ class Settings(BaseSettings):
             raise ValueError("not the port for clients")
         return value
 
-    @field_validator("upstream_ca_file", "team_file", mode="before")
+    @field_validator(
+        "upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", mode="before"
+    )
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         # `check` shows it so, and compose sets a variable that is not there to nothing.
         return None if value == "" else value
 
-    @field_validator("upstream_ca_file", "team_file", mode="after")
+    @field_validator("upstream_ca_file", "team_file", "litellm_key_file", mode="after")
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None:
@@ -254,6 +266,23 @@ class Settings(BaseSettings):
                     pass
             except OSError as exc:
                 raise ValueError(exc.strerror or "it cannot be read") from None
+        return value
+
+    @field_validator("litellm_key", mode="after")
+    @classmethod
+    def _read_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Take the secret from its file, where one is named."""
+        path: Path | None = info.data.get(f"{info.field_name}_file")
+        if path is not None:
+            if value is not None:
+                raise ValueError("both are set")
+            with path.open("rb") as file:
+                text = file.read(_MAX_SECRET_BYTES + 1).decode("latin-1").strip()
+            value = SecretStr(text)
+        if value is not None and not re.fullmatch(
+            rf"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value.get_secret_value()
+        ):
+            raise ValueError("that cannot stand in a header")
         return value
 
     @field_validator("upstream_ca_file", mode="after")
@@ -292,7 +321,8 @@ def _fault(error: Any) -> str:
     value = environ.get(PREFIX + name.upper(), str(field.default))
     if len(value) > _MAX_SHOWN:
         value = f"{value[:_MAX_SHOWN]}…"
-    fault = f"{PREFIX}{name.upper()}={_masked(value)!r} must be {allowed(field)}"
+    shown = "***" if field.annotation == SecretStr | None else _masked(value)
+    fault = f"{PREFIX}{name.upper()}={shown!r} must be {allowed(field)}"
     if error["type"] == "value_error" and (reason := str(error["ctx"]["error"])):
         fault += f" ({_masked(reason)})"
     if re.match(r"tcp://[\d.]+:\d+$", value):
