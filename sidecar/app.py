@@ -19,8 +19,10 @@ from sidecar.account.exposition import (
     render,
     wants_openmetrics,
 )
-from sidecar.account.identity import TeamFile
+from sidecar.account.identity import Identities, KeyReader, TeamFile
 from sidecar.account.ledger import Ledger
+from sidecar.account.litellm import LiteLLM
+from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from sidecar.account.metrics import Metrics
 from sidecar.admin.app import create_admin
 from sidecar.admin.readiness import Readiness
@@ -41,6 +43,8 @@ logger = logging.getLogger("sidecar")
 
 _PROBE_TIMEOUT_S = 2.0
 _WATCH_S = 1.0
+_FLUSH_S = 2.0
+"""How long the end waits for look-ups that run."""
 _SETTLED_SERIES = 1000
 """New series after which the garbage collector is told of them: a full collection goes
 through a thousand in less than 1 ms."""
@@ -86,11 +90,18 @@ class Sidecar:
         ProcessCollector(registry=self._process)
         PlatformCollector(registry=self._process)
         self.registry.register(self._process)
+        tls = (
+            ssl.create_default_context(cafile=settings.upstream_ca_file)
+            if settings.upstream_ca_file
+            else None
+        )
         self._teams = self._read_teams(settings.team_file)
+        self._lookups: Lookups | None = None
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
-            teams=self._teams,
+            identities=self._identities(settings, tls),
+            keys=KeyReader(settings.key_header),
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
@@ -100,13 +111,7 @@ class Sidecar:
             first_byte_s=settings.first_byte_timeout_s or None,
             idle_s=settings.idle_timeout_s or None,
         )
-        self.upstream = Transport(
-            settings.upstream,
-            timeouts,
-            tls=ssl.create_default_context(cafile=settings.upstream_ca_file)
-            if settings.upstream_ca_file
-            else None,
-        )
+        self.upstream = Transport(settings.upstream, timeouts, tls=tls)
         self.readiness = Readiness(self._probe, time.monotonic)
         forwarded = ForwardedRule(settings.trusted_proxies)
         self.relay = Relay(
@@ -147,9 +152,16 @@ class Sidecar:
             gc.collect(1)
             gc.freeze()
 
+    async def flush(self) -> None:
+        """Count what waits for a look-up, under what is known by then."""
+        if self._lookups is not None:
+            await self._lookups.flush(_FLUSH_S)
+
     async def aclose(self) -> None:
         """Let go of the upstream."""
         gc.unfreeze()
+        if self._lookups is not None:
+            await self._lookups.aclose()
         await self.upstream.aclose()
 
     async def _probe(self) -> str | None:
@@ -186,6 +198,40 @@ class Sidecar:
         teams = TeamFile(path)
         self._teams_read()
         return teams
+
+    def _identities(self, settings: Settings, tls: ssl.SSLContext | None) -> Identities | None:
+        """Put together what knows keys; None where nothing does."""
+
+        def count(source: str, result: str) -> None:
+            self.metrics.identity_lookups.child(source, result).add(1)
+
+        if self._teams is not None:
+            for result in ("found", "not_found"):
+                self.metrics.identity_lookups.child("file", result)
+        if settings.litellm_key is not None:
+            for source, results in LOOKUP_RESULTS.items():
+                for result in results:
+                    self.metrics.identity_lookups.child(source, result)
+            # On connections of its own, so that neither way waits for the other.
+            timeouts = Timeouts(settings.connect_timeout_s or None)
+            way = Transport(settings.upstream, timeouts, tls=tls)
+            scheme = "https" if settings.upstream.startswith("https:") else "http"
+            litellm = LiteLLM(
+                way,
+                f"{scheme}://{way.authority.decode()}",
+                settings.litellm_key.get_secret_value(),
+                settings.key_header or "authorization",
+            )
+            self._lookups = Lookups(
+                litellm,
+                count,
+                lambda exc: self.ledger.contain("account", exc),
+                time.monotonic,
+                ttl_s=settings.identity_ttl_s,
+            )
+        if self._lookups is None and self._teams is None:
+            return None
+        return Identities(self._lookups, self._teams, count)
 
     def _rewriter(self, settings: Settings) -> Rewriter | None:
         if settings.rewrite_usage == "off":

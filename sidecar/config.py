@@ -103,6 +103,16 @@ class Settings(BaseSettings):
         "Key with which LiteLLM is asked what it knows; the role `proxy_admin_viewer` is enough.",
         "a LiteLLM key, unless SIDECAR_LITELLM_KEY_FILE is set",
     )
+    identity_ttl_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = _setting(
+        120.0,
+        "How long LiteLLM's word on a key's team holds, where SIDECAR_LITELLM_KEY is set.",
+        "seconds, 1 to 86400",
+    )
+    key_header: str | None = _setting(
+        None,
+        "LiteLLM's `litellm_key_header_name`, if that is set: keys are then taken from it alone.",
+        "the name of a header",
+    )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
         (ip_network("127.0.0.0/8"), ip_network("::1/128")),
         "Peers whose X-Forwarded-* headers are believed; the twin of uvicorn's "
@@ -247,8 +257,16 @@ class Settings(BaseSettings):
             raise ValueError("not the port for clients")
         return value
 
+    @field_validator("key_header", mode="after")
+    @classmethod
+    def _check_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", value):
+            raise ValueError("not a name")  # RFC 9110 section 5.6.2
+        return value and value.lower()
+
     @field_validator(
-        "upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", mode="before"
+        *("upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", "key_header"),
+        mode="before",
     )
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:

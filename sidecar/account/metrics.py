@@ -134,6 +134,12 @@ class Metrics:
             f"{PREFIX}team_file_last_success_timestamp_seconds",
             "When the key-to-team file was last read, in Unix time.",
         )
+        self.identity_lookups = store.counter(
+            f"{PREFIX}identity_lookups",
+            "Look-ups of a key's owner by source (key_info and team_list at LiteLLM, file) and "
+            "result; backing_off and queue_full are exchanges for which LiteLLM was not asked.",
+            ("source", "result"),
+        )
         build = store.gauge(
             f"{PREFIX}build_info",
             "Always 1; the version of the sidecar and of its interpreter.",
