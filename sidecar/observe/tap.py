@@ -12,7 +12,6 @@ methods do not raise for any input; the caller contains what a bug may raise all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from sidecar.exchange import (
@@ -154,7 +153,7 @@ class _Decoded:
         seen = self._reader.finish(End.UPSTREAM_CUT)
         oversized = isinstance(self._error, ExpansionError)
         status = Status.OVERSIZED if oversized else Status.INVALID
-        return replace(seen, status=status, fault=f"content-encoding: {self._error}")
+        return seen._replace(status=status, fault=f"content-encoding: {self._error}")
 
 
 class _Nothing:
@@ -170,7 +169,7 @@ class _Nothing:
 
     def finish(self, end: End) -> Observation:
         if self._observation.status is Status.MISSING and end is not End.COMPLETE:
-            return replace(self._observation, status=Status.PARTIAL)
+            return self._observation._replace(status=Status.PARTIAL)
         return self._observation
 
 
