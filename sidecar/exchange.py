@@ -35,6 +35,7 @@ __all__ = [
     "Transformer",
     "UpstreamFault",
     "Usage",
+    "first_values",
     "header",
 ]
 
@@ -236,6 +237,8 @@ class Usage(NamedTuple):
         `write_unknown`, and a split that exceeds the total is clamped to it.
         """
         total = self.write_tokens
+        if not total:
+            return (self.input_tokens or 0, self.cache_read_input_tokens or 0, 0, 0, 0)
         write_5m = min(self.ephemeral_5m_input_tokens or 0, total)
         write_1h = min(self.ephemeral_1h_input_tokens or 0, total - write_5m)
         return (
@@ -413,3 +416,8 @@ def header(headers: RawHeaders, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def first_values(headers: RawHeaders) -> dict[bytes, bytes]:
+    """Map each name to its first value; takes as long as one `header` does."""
+    return dict(reversed(headers))
