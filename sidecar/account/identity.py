@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
@@ -98,7 +99,13 @@ class KeyReader:
 
 def named_in(headers: RawHeaders, name: bytes) -> str | None:
     """Read a name from a header that the LiteLLM callback sets: UTF-8, percent-encoded or not."""
-    raw = unquote_to_bytes(header(headers, name) or b"")
+    raw = header(headers, name)
+    return _unescaped(raw) if raw else None
+
+
+@lru_cache(maxsize=1024)
+def _unescaped(escaped: bytes) -> str | None:
+    raw = unquote_to_bytes(escaped)
     try:
         value = raw.decode()
     except UnicodeDecodeError:
