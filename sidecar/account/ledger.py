@@ -22,6 +22,9 @@ from typing import NamedTuple
 
 from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
+from sidecar.account.money import Money
+from sidecar.account.pricing import Pricing
+from sidecar.account.rates import Cost, Unpriced
 from sidecar.account.store import Value
 from sidecar.exchange import (
     LABEL_NAMES,
@@ -106,6 +109,8 @@ class _Series:
     responses: dict[Outcome, Value]
     compat: tuple[Value, ...] | None
     """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+    money: Money | None
+    """None where money is not counted."""
 
 
 class _Reading(NamedTuple):
@@ -114,6 +119,8 @@ class _Reading(NamedTuple):
     route: Route
     observation: Observation
     outcome: Outcome
+    cost: Cost | Unpriced | None
+    """None where no usage is reported, or money is not counted."""
     values: list[str]
     """Those of the labels, in which the owner's names have still to be put."""
 
@@ -163,6 +170,7 @@ class Ledger:
         outcome_of: says what the prompt cache did for an answer.
         identities: knows to whom keys belong; None where only the answers' headers say it.
         keys: finds the key of a request.
+        pricing: prices answers; None where money is not counted.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
     """
@@ -174,6 +182,7 @@ class Ledger:
         *,
         identities: Resolver | None = None,
         keys: KeyReader | None = None,
+        pricing: Pricing | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
@@ -181,6 +190,7 @@ class Ledger:
         self._outcome_of = outcome_of
         self._identities = identities
         self._keys = keys or KeyReader()
+        self._pricing = pricing
         self._max_label_values = max_label_values
         self._max_series = max_series
         # The compatible names need model and team, whichever labels are switched on.
@@ -197,6 +207,8 @@ class Ledger:
         self._values["team_alias"].add(NO_TEAM)
         self._series: dict[tuple[str, ...], _Series] = {}
         self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat)
+        if metrics.costs is not None:
+            self._series_each += Money.SERIES
         self._series_made = 0
         self._overflowed: set[str] = set()
         self._seen_faults: set[tuple[str, str]] = set()
@@ -285,6 +297,7 @@ class Ledger:
             exchange.route,
             observation,
             self._outcome_of(observation, exchange.facts),
+            self._pricing.price(exchange, observation) if self._pricing is not None else None,
             [
                 exchange.facts.model or UNKNOWN,
                 UNKNOWN,
@@ -315,7 +328,7 @@ class Ledger:
 
     def _count(self, reading: _Reading, team: str | None, alias: str | None) -> None:
         """Count what an answer said, under the names of its owner."""
-        route, observation, outcome, values = reading
+        route, observation, outcome, cost, values = reading
         values[1] = team or UNKNOWN
         if self._alias_wanted:
             values[self._alias_at] = alias or UNKNOWN
@@ -326,6 +339,10 @@ class Ledger:
         for child, tokens in zip(series.inputs, usage.input_classes(), strict=True):
             child.value += tokens
         series.output.value += usage.output_tokens or 0
+        if isinstance(cost, Cost) and series.money is not None:
+            series.money.add(cost)
+        elif isinstance(cost, Unpriced) and self._metrics.costs is not None:
+            self._metrics.costs.unpriced.child(names[0], cost).value += 1
         series.responses[outcome].value += 1
         if series.compat is not None:
             cached_tokens, hits, misses = series.compat
@@ -376,6 +393,7 @@ class Ledger:
             output=metrics.output_tokens.child(*values),
             responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
             compat=tuple(family.child(model, model, team) for family in metrics.compat) or None,
+            money=Money(metrics.costs, values) if metrics.costs is not None else None,
         )
         self._series_made += self._series_each
         return series

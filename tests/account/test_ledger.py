@@ -35,8 +35,15 @@ LABELS = ("model", "team_alias", "provider")
 class Books:
     """A ledger with its metrics, and a way to ask for a value."""
 
-    def __init__(self, labels: tuple[str, ...] = LABELS, *, compat: bool = True, **limits: Any):
-        self.metrics = Metrics(labels, compat=compat, clock=lambda: 1.0)
+    def __init__(
+        self,
+        labels: tuple[str, ...] = LABELS,
+        *,
+        compat: bool = True,
+        costs: bool = False,
+        **limits: Any,
+    ):
+        self.metrics = Metrics(labels, compat=compat, costs=costs, clock=lambda: 1.0)
         self.registry = CollectorRegistry()
         self.registry.register(self.metrics.store)
         self.ledger = Ledger(self.metrics, outcome_of, **limits)
