@@ -172,6 +172,7 @@ class LiteLLM:
         litellm_settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         free_sso: bool = False,
+        database: bool = False,
     ) -> None:
         """Say what to start; nothing is started or written yet.
 
@@ -190,6 +191,8 @@ class LiteLLM:
             litellm_settings: added to that section of the configuration.
             environment: added to its environment.
             free_sso: let single sign-on redirect although there is no database.
+            database: LiteLLM's own authentication, with the keys that a `Database` in the same
+                directory knows, in the place of `identities`.
         """
         self.version = version
         self.log = directory / "litellm.log"
@@ -205,6 +208,7 @@ class LiteLLM:
         self._litellm_settings = dict(litellm_settings or {})
         self._environment = dict(environment or {})
         self._free_sso = free_sso
+        self._database = database
         self._process: ManagedProcess | None = None
 
     @property
@@ -358,6 +362,10 @@ class LiteLLM:
         callbacks = ["prometheus"]
         if self._identity_headers:
             callbacks.append("sidecar_identity.identity_headers")
+        authentication = {"custom_auth": "rig_auth.authenticate"}
+        if self._database:
+            callbacks.append("rig_database.installed")
+            authentication = {}
         return {
             "model_list": [*_models(self._provider_url, credentials), *self._models],
             "litellm_settings": {
@@ -372,7 +380,7 @@ class LiteLLM:
             "router_settings": {"disable_cooldowns": True, "num_retries": 0},
             "general_settings": {
                 "master_key": MASTER_KEY,
-                "custom_auth": "rig_auth.authenticate",
+                **authentication,
                 **self._general_settings,
             },
         }
