@@ -36,6 +36,7 @@ __all__ = [
     "LONER",
     "MASTER_KEY",
     "RED",
+    "STAR",
     "VERSIONS",
     "VERTEX_MODEL",
     "Identity",
@@ -81,7 +82,8 @@ class Identity:
 RED = Identity("sk-red-1", "red-laptop", "team-red", "Team Red")
 BLUE = Identity("sk-blue-1", "blue-ci", "team-blue", "Team Blue")
 LONER = Identity("sk-loner-1", "loner")
-DEFAULT_IDENTITIES = (RED, BLUE, LONER)
+STAR = Identity("sk-star-1", "clé ★, 100%", "team-star", 'Équipe "★" \\ 50 %; a=b')
+DEFAULT_IDENTITIES = (RED, BLUE, LONER, STAR)
 
 
 def find_litellm(version: str) -> Path | None:

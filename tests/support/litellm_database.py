@@ -122,8 +122,8 @@ class Database:
     def put_key(self, key: str, **row: Any) -> None:
         """Make a key, or change one."""
         hashed = hashlib.sha256(key.encode()).hexdigest()
-        row = {"token": hashed, "key_name": "sk-...", "models": []} | row
-        self._put("litellm_verificationtoken", hashed, row)
+        known = {"token": hashed, "key_name": "sk-…", "models": []}
+        self._put("litellm_verificationtoken", hashed, known | row)
 
     def put_user(self, user_id: str, role: str) -> None:
         """Make a user with a role."""
@@ -132,8 +132,8 @@ class Database:
 
     def put_team(self, team_id: str, alias: str | None) -> None:
         """Make a team, or rename one."""
-        row = {"team_id": team_id, "team_alias": alias, "models": [], "members_with_roles": []}
-        self._put("litellm_teamtable", team_id, row)
+        lists: dict[str, Any] = {"models": [], "members_with_roles": []}
+        self._put("litellm_teamtable", team_id, lists | {"team_id": team_id, "team_alias": alias})
 
     def _put(self, table: str, identity: str, row: dict[str, Any]) -> None:
         self._tables[table][identity] = row
