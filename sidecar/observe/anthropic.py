@@ -278,9 +278,7 @@ class StreamReading:
             written_5m = split.ephemeral_5m_input_tokens
             written_1h = split.ephemeral_1h_input_tokens
             self._check_split(written, (written_5m or 0) + (written_1h or 0))
-        return Usage(
-            usage.input_tokens, usage.output_tokens, read, written, written_5m, written_1h
-        )
+        return Usage(usage.input_tokens, usage.output_tokens, read, written, written_5m, written_1h)
 
     def _any_counts(self, usage: dict[str, object]) -> Usage:
         """Read a usage, and what of its counts are counts."""
