@@ -163,6 +163,9 @@ def _inspected(path: Path, observation: Observation, outcome: Outcome | None) ->
         "status": observation.status.value,
         "outcome": outcome.value if outcome else None,
         "usage": {name: getattr(usage, name) for name in names},
+        "terms": {
+            name: said for name, said in observation.terms._asdict().items() if said is not None
+        },
     }
 
 
