@@ -31,7 +31,7 @@ from sidecar.account.rates import (
     Unpriced,
     cost_of,
 )
-from sidecar.exchange import Exchange, Observation, RawHeaders
+from sidecar.exchange import NO_TERMS, Exchange, Observation, RawHeaders
 
 __all__ = ["Asked", "Card", "Pricing"]
 
@@ -43,8 +43,9 @@ _MAX_TOLD = 1000
 _MODEL_ID = b"x-litellm-model-id"
 _MODEL_NAME = b"x-litellm-model-name"
 _KINDS = {"msg_bdrk_": "bedrock", "msg_vrtx_": "vertex_ai"}
-_TIERS = {None: STANDARD, "default": STANDARD}
+_STANDARD_TIERS = (None, "standard", "default")
 """Bedrock calls its standard tier `default`."""
+_NO_GEOS = (None, "global", "not_available")
 _RATE_CLASSES = tuple(RateClass)
 
 
@@ -122,7 +123,16 @@ class Pricing:
         if isinstance(card, Unpriced):
             result: Cost | Unpriced = card
         else:
-            result = cost_of(card.brackets, tokens, output, 0, only_5m=False)
+            facts = exchange.facts
+            result = cost_of(
+                card.brackets,
+                tokens,
+                output,
+                observation.terms.web_search_requests or 0,
+                # LiteLLM can write to the cache on its own account, for how long it likes: what
+                # the request says holds if it asked for caching itself.
+                only_5m=facts.caching_asked is True and not facts.hour_asked,
+            )
         if isinstance(result, Unpriced):
             self._tell(asked, result)
         return result
@@ -219,12 +229,24 @@ class Pricing:
 def _asked(exchange: Exchange, observation: Observation) -> Asked:
     model_id, model_name = _litellm_names(exchange.response_headers)
     message_id = observation.message_id
+    tier, geo = STANDARD, ""
+    terms = observation.terms
+    if terms is not NO_TERMS:
+        if terms.service_tier not in _STANDARD_TIERS:
+            tier = terms.service_tier or tier
+        if terms.speed not in _STANDARD_TIERS:
+            # No source prices both together; such a tier is then not known.
+            tier = f"{tier}+{terms.speed}" if tier != STANDARD else terms.speed or tier
+        if terms.inference_geo not in _NO_GEOS:
+            geo = (terms.inference_geo or "").lower()
     return Asked(
         exchange.facts.model or "",
         observation.response_model or "",
         model_id,
         model_name,
         _KINDS.get(message_id[:9], "") if message_id is not None else "",
+        tier,
+        geo,
     )
 
 

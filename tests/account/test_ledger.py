@@ -15,6 +15,7 @@ from sidecar.account.ledger import Ledger, provider_of
 from sidecar.account.metrics import Metrics
 from sidecar.exchange import (
     LABEL_NAMES,
+    NO_TERMS,
     End,
     Exchange,
     InputClass,
@@ -68,8 +69,10 @@ def exchange(**changes: Any) -> Exchange:
         usage,
         changes.pop("response_model", "claude-sonnet-4-5-20250929"),
         changes.pop("message_id", "msg_01XFDUDYJgAACzvnptvVoYEL"),
+        terms=changes.pop("terms", NO_TERMS),
     )
-    facts = RequestFacts(changes.pop("model", "m"), None, changes.pop("asked", True))
+    asked, hour = changes.pop("asked", True), changes.pop("hour", True)
+    facts = RequestFacts(changes.pop("model", "m"), None, asked, hour)
     given = Exchange(
         route=Route.MESSAGES,
         method="POST",

@@ -10,16 +10,17 @@ import pytest
 from sidecar.account.pricing import Pricing
 from sidecar.account.rates import CostKind
 from sidecar.account.store import Store
-from sidecar.exchange import Status, Usage
+from sidecar.exchange import NO_TERMS, Status, Terms, Usage
 from tests.account.test_ledger import TEAM, Books, exchange
 from tests.account.test_pricing import HOUR, NOW, SONNET, cost_map
 
+FACTORS = {"provider_specific_entry": {"us": 1.1, "fast": 6.0}}
 LABELS = TEAM | {"model": "claude-sonnet-4-5"}
 
 
 def books(**options: Any) -> Books:
     pricing = Pricing(file=None, package=False, clock=lambda: NOW)
-    pricing.cost_map = cost_map({"claude-sonnet-4-5": SONNET | HOUR})
+    pricing.cost_map = cost_map({"claude-sonnet-4-5": SONNET | HOUR | FACTORS})
     return Books(costs=True, pricing=pricing, **options)
 
 
@@ -72,6 +73,28 @@ def test_answers_without_usage_are_neither() -> None:
     given.submit(answer(Usage(7, 16), model="alias", status_code=400))
     assert given.metrics.costs is not None
     assert not given.metrics.costs.unpriced.children
+
+
+def test_searches_tiers_regions_and_ttls() -> None:
+    """What the answer says of itself decides its price, and what the request asked for."""
+    given = books()
+    given.submit(answer(Usage(0, 1), terms=Terms("standard", "standard", "global", 3)))
+    assert given.value("cost_usd_total", kind="server_tool", **LABELS) == 0.03
+    given.submit(answer(Usage(1_000, 0), terms=Terms(None, None, "US")))  # 3 x 1.1
+    assert given.value("cost_usd_total", kind="uncached", **LABELS) == 0.0033
+    given.submit(answer(Usage(0, 0, 0, 1_000), hour=False))
+    assert given.value("cost_usd_total", kind="write_unknown", **LABELS) == 0.00375
+    unknown = {
+        "unknown_tier": [Terms("priority"), Terms("batch"), Terms("priority", "fast")],
+        "unknown_ttl": [NO_TERMS],
+    }
+    for reason, each in unknown.items():
+        for terms in each:
+            given.submit(answer(Usage(0, 0, 0, 1_000), terms=terms))
+        labels = {"model": "claude-sonnet-4-5", "reason": reason}
+        assert given.value("unpriced_responses_total", **labels) == len(each)
+    given.submit(answer(Usage(1_000, 0), terms=Terms("default", "fast")))  # 3 x 6
+    assert given.value("cost_usd_total", kind="uncached", **LABELS) == 0.0213
 
 
 def test_a_stream_that_broke_costs_what_it_said() -> None:
