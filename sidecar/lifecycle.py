@@ -145,6 +145,7 @@ class Lifecycle:
             cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
+        await _first(self._sidecar.flush(), self._now.wait())
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
         if terminated:
             await self._await_final_scrape()

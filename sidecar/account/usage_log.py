@@ -17,7 +17,6 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sidecar.account.identity import key_hash
 from sidecar.account.metrics import Metrics
 from sidecar.exchange import Exchange, LogFault, Observation, Outcome, Usage
 from sidecar.lines import Losses
@@ -146,6 +145,7 @@ class UsageLog:
         outcome: Outcome | None,
         provider: str,
         team_alias: str,
+        key_hash: str | None,
         cost_usd: float | None = None,
     ) -> None:
         """Write the line of an exchange."""
@@ -153,7 +153,6 @@ class UsageLog:
         request = dict(reversed(exchange.request_headers))
         response = dict(reversed(exchange.response_headers))
         facts, usage = exchange.facts, observation.usage
-        hashed = key_hash(exchange.request_headers)
         write_5m, write_1h, write_unknown = _writes(usage)
         line = UsageLine(
             time=self._now(),
@@ -169,7 +168,7 @@ class UsageLog:
             model_id=_text(response.get(b"x-litellm-model-id")),
             provider=provider,
             team_alias=team_alias[:_MAX_CHARS],
-            key_hash=hashed[:_KEY_CHARS] if hashed else None,
+            key_hash=key_hash[:_KEY_CHARS] if key_hash else None,
             user_agent=_text(request.get(b"user-agent")),
             stream=facts.stream,
             uncached_tokens=usage.input_tokens,
