@@ -118,6 +118,9 @@ class Resolver(Protocol):
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
         """Say to whom a key belongs; None if `settle` will be called with the answer, once."""
 
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as far as that is known without asking anybody."""
+
 
 class Identities:
     """To whom keys belong: what LiteLLM says where it can be asked, else what the file says.
@@ -147,6 +150,13 @@ class Identities:
             return self._completed(hashed, Owner())
         owner = self._lookups.resolve(hashed, lambda owner: settle(self._completed(hashed, owner)))
         return None if owner is None else self._completed(hashed, owner)
+
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as far as that is known without asking anybody."""
+        owner = Owner() if self._lookups is None else self._lookups.known(hashed)
+        if owner.team is None and self._file is not None:
+            return Owner(self._file.team_of(hashed), owner.key_alias)
+        return owner
 
     def _completed(self, hashed: str, owner: Owner) -> Owner:
         if owner.team is not None or self._file is None:

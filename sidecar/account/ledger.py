@@ -24,8 +24,9 @@ from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolve
 from sidecar.account.metrics import Metrics
 from sidecar.account.money import Money
 from sidecar.account.pricing import Pricing
-from sidecar.account.rates import Cost, Unpriced
+from sidecar.account.rates import ATTO, Cost, Unpriced
 from sidecar.account.store import Value
+from sidecar.account.usage_log import UsageLog
 from sidecar.exchange import (
     LABEL_NAMES,
     End,
@@ -171,6 +172,7 @@ class Ledger:
         identities: knows to whom keys belong; None where only the answers' headers say it.
         keys: finds the key of a request.
         pricing: prices answers; None where money is not counted.
+        usage_log: takes a line for each exchange on an observed route; None where it is off.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
     """
@@ -183,6 +185,7 @@ class Ledger:
         identities: Resolver | None = None,
         keys: KeyReader | None = None,
         pricing: Pricing | None = None,
+        usage_log: UsageLog | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
@@ -191,6 +194,7 @@ class Ledger:
         self._identities = identities
         self._keys = keys or KeyReader()
         self._pricing = pricing
+        self._usage_log = usage_log
         self._max_label_values = max_label_values
         self._max_series = max_series
         # The compatible names need model and team, whichever labels are switched on.
@@ -201,6 +205,8 @@ class Ledger:
         )
         readers = _LABELS | {"hashed_api_key": lambda given, _: self._hash_of(given) or UNKNOWN}
         self._others = [readers.get(label, _said_later) for label in self._names_kept[2:]]
+        names = self._names_kept
+        self._provider_at = names.index("provider") if "provider" in names else None
         self._alias_at = (*self._names_kept, "api_key_alias").index("api_key_alias")
         self._alias_wanted = self._alias_at < len(self._names_kept)
         self._values: dict[str, set[str]] = {label: {UNKNOWN} for label in LABEL_NAMES}
@@ -254,7 +260,10 @@ class Ledger:
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
-            self._record(exchange, observation)
+            if 200 <= exchange.status_code < 300:
+                self._take_answer(exchange, observation)
+            else:
+                self._take_refusal(exchange, observation)
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
@@ -282,14 +291,8 @@ class Ledger:
             found = self._routes[route] = _RouteSeries(self._metrics, route)
         return found
 
-    def _record(self, exchange: Exchange, observation: Observation) -> None:
-        """Count what an observed answer said."""
-        if not 200 <= exchange.status_code < 300:
-            # A refused request may name any model: only a name that is known is taken.
-            model = exchange.facts.model
-            known = model if model is not None and model in self._values["model"] else UNKNOWN
-            self._observed(exchange.route, known)[observation.status].value += 1
-            return
+    def _take_answer(self, exchange: Exchange, observation: Observation) -> None:
+        """Count what a 2xx answer said, now or when its owner is known, and write its line."""
         headers = exchange.response_headers
         team = named_in(headers, b"x-litellm-team-alias")
         alias = named_in(headers, b"x-litellm-key-alias") if self._alias_wanted else None
@@ -304,16 +307,56 @@ class Ledger:
                 *[read(exchange, observation) for read in self._others],
             ],
         )
-        if self._identities is not None and (team is None or (self._alias_wanted and not alias)):
+        identities = self._identities
+        if identities is not None and team is not None and (alias or not self._alias_wanted):
+            identities = None  # there is nothing to ask
+        hashed = None
+        if identities is not None or self._usage_log is not None:
             hashed = self._hash_of(exchange)
-            if hashed is not None:
-                found = self._identities.resolve(
-                    hashed, partial(self._record_late, reading, team, alias)
-                )
-                if found is None:
-                    return
-                team, alias = team or found.team, alias or found.key_alias
-        self._count(reading, team, alias)
+        waits = False
+        if identities is not None and hashed is not None:
+            late = partial(self._record_late, reading, team, alias)
+            owner = identities.resolve(hashed, late)
+            if owner is None:
+                waits = True
+                owner = identities.known(hashed)
+            team, alias = team or owner.team, alias or owner.key_alias
+        if self._usage_log is not None:
+            self._usage_log.write(
+                exchange,
+                observation,
+                outcome=reading.outcome,
+                provider=self._provider_of(exchange, reading),
+                team_alias=team or UNKNOWN,
+                key_hash=hashed,
+                cost_usd=reading.cost.total / ATTO if isinstance(reading.cost, Cost) else None,
+            )
+        if not waits:
+            self._count(reading, team, alias)
+
+    def _take_refusal(self, exchange: Exchange, observation: Observation) -> None:
+        """Count an answer that is no 2xx one, and write its line.
+
+        A refused request may name any model, and carry any key: only a name that is known is
+        taken, and nobody is asked for the key.
+        """
+        model = exchange.facts.model
+        known = model if model is not None and model in self._values["model"] else UNKNOWN
+        self._observed(exchange.route, known)[observation.status].value += 1
+        if self._usage_log is None:
+            return
+        hashed = self._hash_of(exchange)
+        team = named_in(exchange.response_headers, b"x-litellm-team-alias")
+        if team is None and hashed is not None and self._identities is not None:
+            team = self._identities.known(hashed).team
+        self._usage_log.write(
+            exchange,
+            observation,
+            outcome=None,
+            provider=provider_of(exchange, observation),
+            team_alias=team or UNKNOWN,
+            key_hash=hashed,
+        )
 
     def _record_late(
         self, reading: _Reading, team: str | None, alias: str | None, owner: Owner
@@ -363,6 +406,11 @@ class Ledger:
 
     def _hash_of(self, exchange: Exchange) -> str | None:
         return self._keys.hash_of(exchange.route, exchange.request_headers)
+
+    def _provider_of(self, exchange: Exchange, reading: _Reading) -> str:
+        if self._provider_at is not None:
+            return reading.values[self._provider_at]
+        return provider_of(exchange, reading.observation)
 
     def _kept(self, label: str, value: str) -> str:
         """Keep a value of a label, or count it under `other`."""

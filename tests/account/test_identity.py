@@ -230,6 +230,9 @@ class Said:
         self.owners = owners
 
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+        return self.known(hashed)
+
+    def known(self, hashed: str) -> Owner:
         return self.owners.get(hashed, Owner())
 
 
