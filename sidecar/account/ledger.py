@@ -38,7 +38,7 @@ from sidecar.exchange import (
     header,
 )
 
-__all__ = ["Ledger", "provider_of"]
+__all__ = ["Ledger", "client_of", "provider_of"]
 
 logger = logging.getLogger("sidecar.account")
 
@@ -79,11 +79,14 @@ def provider_of(exchange: Exchange, observation: Observation) -> str:
     return "anthropic" if _ANTHROPIC_ID.match(message_id) else UNKNOWN
 
 
-def _client_of(exchange: Exchange) -> str:
+def client_of(user_agent: str) -> str:
     """Name the client and its major version, from its User-Agent."""
-    agent = (header(exchange.request_headers, b"user-agent") or b"").decode("latin-1")
-    match = _CLIENT.match(agent)
+    match = _CLIENT.match(user_agent)
     return f"{match[1].lower()}/{match[2]}" if match else UNKNOWN
+
+
+def _client_label(exchange: Exchange, _: Observation) -> str:
+    return client_of((header(exchange.request_headers, b"user-agent") or b"").decode("latin-1"))
 
 
 def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
@@ -96,7 +99,7 @@ _LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
     "model_id": _header_label(b"x-litellm-model-id"),
     "api_key_alias": _header_label(b"x-litellm-key-alias"),
     "hashed_api_key": lambda exchange, _: key_hash(exchange.request_headers) or UNKNOWN,
-    "client": lambda exchange, _: _client_of(exchange),
+    "client": _client_label,
 }
 
 
@@ -240,6 +243,7 @@ class Ledger:
                     outcome=outcome,
                     provider=provider_of(exchange, observation),
                     team_alias=self._team_of(exchange),
+                    hashed_key=key_hash(exchange.request_headers),
                 )
 
     def refuse(self, reason: RefusalReason) -> None:
