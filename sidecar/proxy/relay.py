@@ -269,9 +269,10 @@ class _Exchange:
             except Exception as exc:
                 self._relay.accounts.contain("observe", exc)
         self._overhead_s += perf_counter() - began
-        await self._send(
-            {"type": "http.response.start", "status": response.status_code, "headers": headers}
-        )
+        client = self._client
+        if client.behind:
+            await client.drain()
+        client.begin(response.status_code, headers)
         self._head_sent = True
 
     async def _send_body(self) -> None:
@@ -281,12 +282,12 @@ class _Exchange:
         piece = response.take()
         if response.ended:
             self._close_accounts(piece)
-            await self._send(_body(piece, more=False))
+            self._client.write(piece, True)
             return
         client = self._client
         client.on_paused, client.on_resumed = response.pause, response.resume
         # An empty piece sends the head on alone.
-        await self._send(_body(piece, more=True))
+        client.write(piece, False)
         self._observe(piece)
         await response.pump(self._pass_on)
 
