@@ -56,7 +56,8 @@ class UsageLine(msgspec.Struct, tag="usage", tag_field="event", gc=False):
     outcome: str | None
     """What the cache did, as in the label `outcome`; null if not 2xx."""
     end: str
-    """How the answer ended: `complete`, `upstream_cut`, `client_left`."""
+    """How the answer ended: `complete`, `upstream_cut` (by LiteLLM, a time-out or the end of a
+    drain), `client_left`."""
     upstream_failure: str | None
     """Why LiteLLM gave no answer, or not all of it."""
     model: str | None
