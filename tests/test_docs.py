@@ -15,6 +15,7 @@ from sidecar.config import PREFIX, Settings
 from sidecar.exchange import (
     LABEL_NAMES,
     InputClass,
+    LogFault,
     Outcome,
     RefusalReason,
     Rewrite,
@@ -22,6 +23,7 @@ from sidecar.exchange import (
     Status,
     UpstreamFault,
 )
+from sidecar.report import GROUPINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -32,6 +34,7 @@ SPEAKING = [
     ROOT / "CHANGELOG.md",
     ROOT / "Dockerfile",
     ROOT / "docker-compose.yml",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(
         path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".md", ".yaml", ".yml")
     ),
@@ -48,6 +51,16 @@ def test_generated_tables_are_those_of_today() -> None:
     text = README.read_text()
 
     assert docs.rewritten(text) == text
+
+
+def test_page_of_the_usage_log_is_that_of_today() -> None:
+    """Its fields are those that are written, and every reason of a failure is explained."""
+    text = docs.USAGE_LOG.read_text()
+
+    assert docs.rewritten(text, {"fields": docs.fields_table}) == text
+    assert [fault for fault in LogFault if f"| `{fault}` |" not in text] == []
+    choices = text.replace("`model,team_alias`", "`model`, `team_alias`")
+    assert [name for name in GROUPINGS if f"`{name}`" not in choices] == []
 
 
 def test_check_says_what_differs(

@@ -43,7 +43,7 @@ from sidecar.exchange import (
     header,
 )
 
-__all__ = ["Ledger", "provider_of"]
+__all__ = ["Ledger", "client_of", "provider_of"]
 
 logger = logging.getLogger("sidecar.account")
 
@@ -77,11 +77,14 @@ def provider_of(exchange: Exchange, observation: Observation) -> str:
     return "anthropic" if _ANTHROPIC_ID.match(message_id) else UNKNOWN
 
 
-def _client_of(exchange: Exchange) -> str:
+def client_of(user_agent: str) -> str:
     """Name the client and its major version, from its User-Agent."""
-    agent = (header(exchange.request_headers, b"user-agent") or b"").decode("latin-1")
-    match = _CLIENT.match(agent)
+    match = _CLIENT.match(user_agent)
     return f"{match[1].lower()}/{match[2]}" if match else UNKNOWN
+
+
+def _client_label(exchange: Exchange, _: Observation) -> str:
+    return client_of((header(exchange.request_headers, b"user-agent") or b"").decode("latin-1"))
 
 
 def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
@@ -97,7 +100,7 @@ _LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
     "provider": provider_of,
     "response_model": lambda _, observation: observation.response_model or UNKNOWN,
     "model_id": _header_label(b"x-litellm-model-id"),
-    "client": lambda exchange, _: _client_of(exchange),
+    "client": _client_label,
 }
 
 
@@ -328,7 +331,7 @@ class Ledger:
                 outcome=reading.outcome,
                 provider=self._provider_of(exchange, reading),
                 team_alias=team or UNKNOWN,
-                key_hash=hashed,
+                hashed_key=hashed,
                 cost_usd=reading.cost.total / ATTO if isinstance(reading.cost, Cost) else None,
             )
         if not waits:
@@ -355,7 +358,7 @@ class Ledger:
             outcome=None,
             provider=provider_of(exchange, observation),
             team_alias=team or UNKNOWN,
-            key_hash=hashed,
+            hashed_key=hashed,
         )
 
     def _record_late(
