@@ -30,6 +30,7 @@ from sidecar.exchange import Dialect, Observer, RawHeaders, RequestReader, Rewri
 from sidecar.observe.request import BodyReader
 from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
+from sidecar.proxy.capacity import Capacity
 from sidecar.proxy.headers import ForwardedRule
 from sidecar.proxy.relay import Relay
 from sidecar.proxy.transport import Timeouts, Transport
@@ -109,6 +110,7 @@ class Sidecar:
         )
         self.readiness = Readiness(self._probe, time.monotonic)
         forwarded = ForwardedRule(settings.trusted_proxies)
+        capacity = Capacity(settings.max_concurrent_requests or None)
         self.relay = Relay(
             self.upstream,
             observer or _Observer(settings.max_request_capture_bytes),
@@ -116,9 +118,14 @@ class Sidecar:
             forwarded,
             rewriting=self._rewriter(settings),
             max_request_body_bytes=settings.max_request_body_bytes or None,
+            capacity=capacity,
         )
         self.tunnel = tunnel_protocol(
-            self.upstream, self.ledger, forwarded, first_byte_timeout_s=timeouts.first_byte_s
+            self.upstream,
+            self.ledger,
+            forwarded,
+            first_byte_timeout_s=timeouts.first_byte_s,
+            capacity=capacity,
         )
         self.admin = create_admin(self._render, self.readiness)
         self._settled_series = -_SETTLED_SERIES

@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         "Time between two pieces of an answer; then it is cut.",
         "seconds; 0 for no limit",
     )
+    max_concurrent_requests: Annotated[int, Field(ge=0)] = _setting(
+        4096,
+        "Requests under way at once, WebSockets among them; one more gets 503.",
+        "0 or more; 0 for no limit",
+    )
     max_connections: Annotated[int, Field(ge=0)] = _setting(
         0, "Client connections held at once; one more gets 503.", "0 or more; 0 for no limit"
     )

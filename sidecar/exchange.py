@@ -184,6 +184,7 @@ class RefusalReason(_LabelValue):
     SLOW_BODY = "slow_body"
     SLOW_READER = "slow_reader"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    TOO_MANY_REQUESTS = "too_many_requests"
 
 
 @dataclass(frozen=True, slots=True)

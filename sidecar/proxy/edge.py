@@ -358,8 +358,6 @@ class Edge(HttpToolsProtocol):
             refusal = REFUSALS[reason]
             body = refusal.body()
             headers = [*refusal.headers(body), (b"connection", b"close")]
-            if reason is RefusalReason.TOO_MANY_CONNECTIONS:
-                headers.append((b"retry-after", b"1"))
             lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
             self.transport.write(STATUS_LINE[refusal.status_code] + lines + b"\r\n" + body)
         self.close()

@@ -31,7 +31,11 @@ _MESSAGES = {
 }
 # The types that each API's clients map to exceptions of their own:
 # docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
-_ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
 _OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
 
 
@@ -65,11 +69,14 @@ class Refusal:
 
     def headers(self, body: bytes) -> list[tuple[bytes, bytes]]:
         """Make the headers that go with the body."""
-        return [
+        headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"x-sidecar-error", self.reason.encode()),
         ]
+        if self.status_code == 503:
+            headers.append((b"retry-after", b"1"))
+        return headers
 
 
 def refusal_of(fault: UpstreamFault) -> Refusal:
@@ -97,6 +104,8 @@ REFUSALS = {
         (408, RefusalReason.SLOW_HEAD, "The request's head did not come in time."),
         (408, RefusalReason.SLOW_BODY, "The request's body stopped coming."),
         (503, RefusalReason.TOO_MANY_CONNECTIONS, "The sidecar has too many connections."),
+        (503, RefusalReason.TOO_MANY_REQUESTS, "The sidecar has too many requests under way."),
+        (413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."),
     )
 }
 """What a client is told at its own end of the wire, before anything is relayed."""
