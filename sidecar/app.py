@@ -98,6 +98,7 @@ class Sidecar:
         self.scrapes = Scrapes(self.metrics.store, lambda: self.ledger.submitted, time.monotonic)
         timeouts = Timeouts(
             connect_s=settings.connect_timeout_s or None,
+            send_s=settings.send_timeout_s or None,
             first_byte_s=settings.first_byte_timeout_s or None,
             idle_s=settings.idle_timeout_s or None,
         )

@@ -122,6 +122,12 @@ class Settings(BaseSettings):
     connect_timeout_s: _Seconds = _setting(
         5.0, "Time for a connection to LiteLLM; then 504.", "seconds; 0 for no limit"
     )
+    send_timeout_s: _Seconds = _setting(
+        600.0,
+        "How long LiteLLM may take nothing of a request that is being sent; then 504. The "
+        "clients of Anthropic and OpenAI wait as long.",
+        "seconds; 0 for no limit",
+    )
     first_byte_timeout_s: _Seconds = _setting(
         0.0,
         "Time from the end of a request to the head of its answer; then 504.",

@@ -160,6 +160,7 @@ class UpstreamFault(_LabelValue):
     CONNECT_TIMEOUT = "connect_timeout"
     STALE_CONNECTION = "stale_connection"
     CONNECTION_LOST = "connection_lost"
+    SEND_TIMEOUT = "send_timeout"
     MALFORMED_REQUEST = "malformed_request"
     MALFORMED_RESPONSE = "malformed_response"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"

@@ -17,6 +17,7 @@ __all__ = ["REFUSALS", "Refusal", "refusal_of"]
 _TIMEOUTS = frozenset(
     {
         UpstreamFault.CONNECT_TIMEOUT,
+        UpstreamFault.SEND_TIMEOUT,
         UpstreamFault.FIRST_BYTE_TIMEOUT,
     }
 )
@@ -25,6 +26,7 @@ _MESSAGES = {
     UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
     UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
     UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
+    UpstreamFault.SEND_TIMEOUT: "LiteLLM stopped taking the request.",
     UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
     UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
     UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
