@@ -25,6 +25,7 @@ from sidecar.account.metrics import Metrics
 from sidecar.admin.app import create_admin
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
+from sidecar.descriptors import Descriptors
 from sidecar.errors import ConfigError, UpstreamError
 from sidecar.exchange import Dialect, Observer, RawHeaders, RequestReader, Rewrite, Route, Tap
 from sidecar.observe.request import BodyReader
@@ -102,12 +103,14 @@ class Sidecar:
             first_byte_s=settings.first_byte_timeout_s or None,
             idle_s=settings.idle_timeout_s or None,
         )
+        self.descriptors = Descriptors()
         self.upstream = Transport(
             settings.upstream,
             timeouts,
             tls=ssl.create_default_context(cafile=settings.upstream_ca_file)
             if settings.upstream_ca_file
             else None,
+            has_room=self.descriptors.has_room,
         )
         self.readiness = Readiness(self._probe, time.monotonic)
         forwarded = ForwardedRule(settings.trusted_proxies)
@@ -140,6 +143,7 @@ class Sidecar:
         while True:
             await asyncio.sleep(_WATCH_S)
             self._settle()
+            self.descriptors.has_room()  # what else takes them shows here
             if self._teams is not None and await asyncio.to_thread(self._teams.changed):
                 await self._reload_teams(self._teams)
 

@@ -144,7 +144,9 @@ class Settings(BaseSettings):
         "0 or more; 0 for no limit",
     )
     max_connections: Annotated[int, Field(ge=0)] = _setting(
-        0, "Client connections held at once; one more gets 503.", "0 or more; 0 for no limit"
+        0,
+        "Client connections held at once; one more gets 503.",
+        "0 or more; 0 for as many as there are file descriptors",
     )
     max_head_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = _setting(
         64 * 1024,

@@ -156,6 +156,7 @@ class InputClass(_LabelValue):
 class UpstreamFault(_LabelValue):
     """Why the upstream gave no response, or not all of it."""
 
+    NO_FILE_DESCRIPTORS = "no_file_descriptors"
     CONNECT_FAILED = "connect_failed"
     CONNECT_TIMEOUT = "connect_timeout"
     STALE_CONNECTION = "stale_connection"

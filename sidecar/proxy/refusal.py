@@ -22,6 +22,7 @@ _TIMEOUTS = frozenset(
     }
 )
 _MESSAGES = {
+    UpstreamFault.NO_FILE_DESCRIPTORS: "The sidecar has too many connections.",
     UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
     UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
     UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
@@ -85,6 +86,8 @@ def refusal_of(fault: UpstreamFault) -> Refusal:
     """Say that the upstream gave no response."""
     if fault is UpstreamFault.MALFORMED_REQUEST:
         status_code = 400
+    elif fault is UpstreamFault.NO_FILE_DESCRIPTORS:
+        status_code = 503
     else:
         status_code = 504 if fault in _TIMEOUTS else 502
     message = _MESSAGES.get(fault, "LiteLLM's answer broke off.")

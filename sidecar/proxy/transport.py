@@ -691,10 +691,19 @@ class Transport(httpx.AsyncBaseTransport):
         url: `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH`.
         timeouts: applied to each exchange.
         tls: how an https upstream is checked; the system's certificates if not given.
+        has_room: whether there is a file descriptor for one more connection.
     """
 
-    def __init__(self, url: str, timeouts: Timeouts, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeouts: Timeouts,
+        *,
+        tls: ssl.SSLContext | None = None,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._timeouts = timeouts
+        self._has_room = has_room
         self._pool = _Pool()
         self._path: str | None = None
         self._tls: ssl.SSLContext | None = None
@@ -759,6 +768,8 @@ class Transport(httpx.AsyncBaseTransport):
         Raises:
             UpstreamError: there is no connection to be had.
         """
+        if not self._has_room():
+            raise UpstreamError(UpstreamFault.NO_FILE_DESCRIPTORS)
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
                 if self._path is None:
