@@ -27,6 +27,7 @@ from sidecar.descriptors import raise_limit
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
 from sidecar.lifecycle import Lifecycle, authority
+from sidecar.lines import LineWriter
 from sidecar.logs import set_up_logging
 from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.routes import classify
@@ -51,15 +52,15 @@ def cli() -> None:
 def serve() -> None:
     """Relay requests to LiteLLM and serve metrics, until SIGTERM or Ctrl-C."""
     settings = load_settings()
-    set_up_logging(settings.log_level)
+    stdout = set_up_logging(settings.log_level)
     for warning in unknown_settings(os.environ):
         logger.warning("unknown_setting", extra={"detail": warning})
     raise_limit()
-    _run(_serve(settings))
+    _run(_serve(settings, stdout))
 
 
-async def _serve(settings: Settings) -> None:
-    sidecar = Sidecar(settings)
+async def _serve(settings: Settings, stdout: LineWriter) -> None:
+    sidecar = Sidecar(settings, stdout=stdout)
     sidecar.descriptors.check(
         settings.max_concurrent_requests or None, settings.max_connections or None
     )
