@@ -47,6 +47,28 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept what waits to be accepted, and then do what uvicorn does.
+
+        The kernel resets connections that nobody has accepted when their listener closes; the
+        clients of these take themselves for connected, and may have sent their requests.
+        """
+        loop = asyncio.get_running_loop()
+        late = [
+            loop.create_task(loop.connect_accepted_socket(self._protocol, accepted))
+            for listening in sockets or ()
+            for accepted in _waiting(listening)
+        ]
+        # The first thing that it does is to close the listeners; nothing comes in between.
+        await super().shutdown(sockets)
+        await asyncio.gather(*late, return_exceptions=True)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
 
 class Lifecycle:
     """Runs one sidecar from its sockets to its end."""
@@ -255,6 +277,14 @@ def _bind(host: str, port: int, prefix: str) -> socket.socket:
             f"cannot listen on {name} (SIDECAR_{prefix}{setting}): {exc.strerror}{hint}"
         ) from None
     return bound
+
+
+def _waiting(listening: socket.socket) -> Iterator[socket.socket]:
+    """Accept the connections that are there."""
+    # Else the end of the queue, or of the file descriptors.
+    with contextlib.suppress(OSError):
+        while True:
+            yield listening.accept()[0]
 
 
 async def _first(*awaitables: Any) -> None:
