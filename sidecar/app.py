@@ -30,6 +30,7 @@ from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
+from sidecar.descriptors import Descriptors
 from sidecar.errors import ConfigError, UpstreamError
 from sidecar.exchange import (
     Dialect,
@@ -45,6 +46,7 @@ from sidecar.lines import Channel, LineWriter, Losses
 from sidecar.observe.request import BodyReader
 from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
+from sidecar.proxy.capacity import Capacity
 from sidecar.proxy.headers import ForwardedRule
 from sidecar.proxy.relay import Relay
 from sidecar.proxy.transport import Timeouts, Transport
@@ -137,12 +139,17 @@ class Sidecar:
         self.scrapes = Scrapes(self.metrics.store, lambda: self.ledger.submitted, time.monotonic)
         timeouts = Timeouts(
             connect_s=settings.connect_timeout_s or None,
+            send_s=settings.send_timeout_s or None,
             first_byte_s=settings.first_byte_timeout_s or None,
             idle_s=settings.idle_timeout_s or None,
         )
-        self.upstream = Transport(settings.upstream, timeouts, tls=tls)
+        self.descriptors = Descriptors()
+        self.upstream = Transport(
+            settings.upstream, timeouts, tls=tls, has_room=self.descriptors.has_room
+        )
         self.readiness = Readiness(self._probe, time.monotonic)
         forwarded = ForwardedRule(settings.trusted_proxies)
+        capacity = Capacity(settings.max_concurrent_requests or None)
         self.relay = Relay(
             self.upstream,
             observer or _Observer(settings.max_request_capture_bytes),
@@ -150,9 +157,14 @@ class Sidecar:
             forwarded,
             rewriting=self._rewriter(settings),
             max_request_body_bytes=settings.max_request_body_bytes or None,
+            capacity=capacity,
         )
         self.tunnel = tunnel_protocol(
-            self.upstream, self.ledger, forwarded, first_byte_timeout_s=timeouts.first_byte_s
+            self.upstream,
+            self.ledger,
+            forwarded,
+            first_byte_timeout_s=timeouts.first_byte_s,
+            capacity=capacity,
         )
         self.admin = create_admin(self._render, self.readiness)
         self._settled_series = -_SETTLED_SERIES
@@ -172,6 +184,7 @@ class Sidecar:
         while True:
             await asyncio.sleep(_WATCH_S)
             self._settle()
+            self.descriptors.has_room()  # what else takes them shows here
             if self._usage_log is not None:
                 self._usage_log.look_after()
             if self._teams is not None and await asyncio.to_thread(self._teams.changed):

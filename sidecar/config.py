@@ -157,6 +157,12 @@ class Settings(BaseSettings):
     connect_timeout_s: _Seconds = _setting(
         5.0, "Time for a connection to LiteLLM; then 504.", "seconds; 0 for no limit"
     )
+    send_timeout_s: _Seconds = _setting(
+        600.0,
+        "How long LiteLLM may take nothing of a request that is being sent; then 504. The "
+        "clients of Anthropic and OpenAI wait as long.",
+        "seconds; 0 for no limit",
+    )
     first_byte_timeout_s: _Seconds = _setting(
         0.0,
         "Time from the end of a request to the head of its answer; then 504.",
@@ -167,8 +173,15 @@ class Settings(BaseSettings):
         "Time between two pieces of an answer; then it is cut.",
         "seconds; 0 for no limit",
     )
+    max_concurrent_requests: Annotated[int, Field(ge=0)] = _setting(
+        4096,
+        "Requests under way at once, WebSockets among them; one more gets 503.",
+        "0 or more; 0 for no limit",
+    )
     max_connections: Annotated[int, Field(ge=0)] = _setting(
-        0, "Client connections held at once; one more gets 503.", "0 or more; 0 for no limit"
+        0,
+        "Client connections held at once; one more gets 503.",
+        "0 or more; 0 for as many as there are file descriptors",
     )
     max_head_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = _setting(
         64 * 1024,
