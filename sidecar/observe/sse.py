@@ -224,7 +224,7 @@ class EventFinder:
         if self._at_start:
             event = event.removeprefix(_BOM)
         if len(event) > MAX_EVENT_BYTES:
-            self.oversized = True
+            self.oversized |= _holds(event, self._needles)
             return
         name = b""
         data: list[bytes] = []
