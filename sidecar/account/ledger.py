@@ -21,6 +21,7 @@ from typing import Protocol
 from sidecar.account.identity import NO_TEAM, UNKNOWN, key_hash, named_in
 from sidecar.account.metrics import Metrics
 from sidecar.account.store import Value
+from sidecar.account.usage_log import UsageLog
 from sidecar.exchange import (
     LABEL_NAMES,
     End,
@@ -154,6 +155,7 @@ class Ledger:
         metrics: what is counted; it says which labels token series carry, from `LABEL_NAMES`.
         outcome_of: says what the prompt cache did for an answer.
         teams: a map from key hashes to teams; None without one.
+        usage_log: takes a line for each exchange on an observed route; None where it is off.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
     """
@@ -164,12 +166,14 @@ class Ledger:
         outcome_of: Callable[[Observation, RequestFacts], Outcome],
         *,
         teams: Teams | None = None,
+        usage_log: UsageLog | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
         self._metrics = metrics
         self._outcome_of = outcome_of
         self._teams = teams
+        self._usage_log = usage_log
         self._max_label_values = max_label_values
         self._max_series = max_series
         # The compatible names need model and team, whichever labels are switched on.
@@ -228,7 +232,15 @@ class Ledger:
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
-            self._record(exchange, observation)
+            outcome = self._record(exchange, observation)
+            if self._usage_log is not None:
+                self._usage_log.write(
+                    exchange,
+                    observation,
+                    outcome=outcome,
+                    provider=provider_of(exchange, observation),
+                    team_alias=self._team_of(exchange),
+                )
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
@@ -256,14 +268,14 @@ class Ledger:
             found = self._routes[route] = _RouteSeries(self._metrics, route)
         return found
 
-    def _record(self, exchange: Exchange, observation: Observation) -> None:
-        """Count what an observed answer said."""
+    def _record(self, exchange: Exchange, observation: Observation) -> Outcome | None:
+        """Count what an observed answer said; returns the outcome of a 2xx one."""
         if not 200 <= exchange.status_code < 300:
             # A refused request may name any model: only a name that is known is taken.
             model = exchange.facts.model
             known = model if model is not None and model in self._values["model"] else UNKNOWN
             self._observed(exchange.route, known)[observation.status].value += 1
-            return
+            return None
         names = self._names(exchange, observation)
         series = self._series.get(names) or self._admit(names)
         self._observed(exchange.route, names[0])[observation.status].value += 1
@@ -280,6 +292,7 @@ class Ledger:
                 hits.value += 1
             elif outcome in (Outcome.WRITE, Outcome.NOT_CACHED):
                 misses.value += 1
+        return outcome
 
     def _observed(self, route: Route, model: str) -> dict[Status, Value]:
         """Return the series of what could be read, by status."""

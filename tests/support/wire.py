@@ -217,6 +217,14 @@ class Client:
             answer, self._rest = await _read(self.reader, method, self._rest)
         return answer
 
+    async def receive(self, byte: bytes, count: int) -> None:
+        """Wait until a byte has come this often; `answer` and `end` still give all."""
+        async with asyncio.timeout(10):
+            while self._rest.count(byte) < count:
+                piece = await self.reader.read(1 << 20)
+                assert piece, "the connection ended before"
+                self._rest += piece
+
     async def ask(self, request: bytes) -> Answer:
         """Send a request and read its answer."""
         self.send(request)
