@@ -33,10 +33,10 @@ SPEAKING = [
     ROOT / "CHANGELOG.md",
     ROOT / "Dockerfile",
     ROOT / "docker-compose.yml",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(
         path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".md", ".yaml", ".yml")
     ),
-    *sorted((ROOT / "docs").glob("*.md")),
 ]
 
 
