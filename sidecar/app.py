@@ -22,13 +22,25 @@ from sidecar.account.exposition import (
 from sidecar.account.identity import Identities, KeyReader, TeamFile
 from sidecar.account.ledger import Ledger
 from sidecar.account.litellm import LiteLLM
+from sidecar.account.log_file import LogFile
 from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from sidecar.account.metrics import Metrics
+from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
 from sidecar.errors import ConfigError, UpstreamError
-from sidecar.exchange import Dialect, Observer, RawHeaders, RequestReader, Rewrite, Route, Tap
+from sidecar.exchange import (
+    Dialect,
+    LogFault,
+    Observer,
+    RawHeaders,
+    RequestReader,
+    Rewrite,
+    Route,
+    Tap,
+)
+from sidecar.lines import Channel, LineWriter, Losses
 from sidecar.observe.request import BodyReader
 from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
@@ -69,9 +81,11 @@ class Sidecar:
     Args:
         registry: where the metrics are registered; a fresh one if not given.
         observer: replaces the readers of requests and responses.
+        stdout: where the lines of the usage log go if they are to go to standard output; without
+            it there are none.
 
     Raises:
-        ConfigError: the team file cannot be used.
+        ConfigError: the team file or the file of the usage log cannot be used.
     """
 
     def __init__(
@@ -80,6 +94,7 @@ class Sidecar:
         *,
         registry: CollectorRegistry | None = None,
         observer: Observer | None = None,
+        stdout: LineWriter | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics(settings.labels, compat=settings.compat != "off", clock=time.time)
@@ -97,11 +112,15 @@ class Sidecar:
         )
         self._teams = self._read_teams(settings.team_file)
         self._lookups: Lookups | None = None
+        self._stdout = stdout
+        self._usage_lines = self._open_usage_log(settings, stdout)
+        self._usage_log = UsageLog(self._usage_lines, self.metrics) if self._usage_lines else None
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
             identities=self._identities(settings, tls),
             keys=KeyReader(settings.key_header),
+            usage_log=self._usage_log,
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
@@ -137,6 +156,8 @@ class Sidecar:
         while True:
             await asyncio.sleep(_WATCH_S)
             self._settle()
+            if self._usage_log is not None:
+                self._usage_log.look_after()
             if self._teams is not None and await asyncio.to_thread(self._teams.changed):
                 await self._reload_teams(self._teams)
 
@@ -163,6 +184,8 @@ class Sidecar:
         if self._lookups is not None:
             await self._lookups.aclose()
         await self.upstream.aclose()
+        if isinstance(self._usage_lines, LogFile):
+            self._usage_lines.close()
 
     async def _probe(self) -> str | None:
         try:
@@ -177,6 +200,7 @@ class Sidecar:
         return f"LiteLLM at {self.settings.upstream} (SIDECAR_UPSTREAM): {reason}"
 
     def _render(self, accept: str, scraper: str | None) -> tuple[str, Iterator[bytes]]:
+        self._count_log_failures()
         openmetrics = wants_openmetrics(accept)
         content_type = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
         return content_type, self._slices(scraper, openmetrics=openmetrics)
@@ -189,6 +213,14 @@ class Sidecar:
             scrape = self.scrapes.begin(scraper)
             yield from render(store, others, openmetrics=openmetrics, watermark=scrape.watermark)
             self.scrapes.end(scrape)
+
+    def _count_log_failures(self) -> None:
+        """What a thread writes fails in that thread: it is counted when somebody asks."""
+        if self._usage_log is not None:
+            self._usage_log.account_failures()
+        losses = self._stdout.process.losses if self._stdout is not None else Losses()
+        for fault in LogFault:
+            self.metrics.log_failures.child("process", fault).value = losses.by_fault[fault]
 
     def _read_teams(self, path: Path | None) -> TeamFile | None:
         for result in ("success", "failure"):
@@ -232,6 +264,27 @@ class Sidecar:
         if self._lookups is None and self._teams is None:
             return None
         return Identities(self._lookups, self._teams, count)
+
+    def _open_usage_log(
+        self, settings: Settings, stdout: LineWriter | None
+    ) -> LogFile | Channel | None:
+        if settings.usage_log == "off":
+            return None
+        if settings.usage_log == "stdout":
+            return stdout.usage if stdout is not None else None
+        try:
+            return LogFile(
+                settings.usage_log,
+                max_bytes=settings.usage_log_max_bytes,
+                files=settings.usage_log_files,
+            )
+        except OSError as exc:
+            raise ConfigError(
+                [
+                    f"SIDECAR_USAGE_LOG={settings.usage_log} must be stdout, off, or the path of "
+                    f"a file that can be written to ({exc.strerror})"
+                ]
+            ) from None
 
     def _rewriter(self, settings: Settings) -> Rewriter | None:
         if settings.rewrite_usage == "off":

@@ -26,6 +26,7 @@ from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
 from sidecar.lifecycle import Lifecycle, authority
+from sidecar.lines import LineWriter
 from sidecar.logs import set_up_logging
 from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.routes import classify
@@ -50,14 +51,14 @@ def cli() -> None:
 def serve() -> None:
     """Relay requests to LiteLLM and serve metrics, until SIGTERM or Ctrl-C."""
     settings = load_settings()
-    set_up_logging(settings.log_level)
+    stdout = set_up_logging(settings.log_level)
     for warning in unknown_settings(os.environ):
         logger.warning("unknown_setting", extra={"detail": warning})
-    _run(_serve(settings))
+    _run(_serve(settings, stdout))
 
 
-async def _serve(settings: Settings) -> None:
-    lifecycle = Lifecycle(Sidecar(settings))
+async def _serve(settings: Settings, stdout: LineWriter) -> None:
+    lifecycle = Lifecycle(Sidecar(settings, stdout=stdout))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop, number)

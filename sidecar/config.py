@@ -190,6 +190,19 @@ class Settings(BaseSettings):
         "After that, how long to wait for a last scrape, if Prometheus scraped lately.",
         "seconds",
     )
+    usage_log: Literal["stdout", "off"] | Path = _setting(
+        "stdout",
+        "Where a line with the usage of each observed answer goes; see docs/usage-log.md.",
+        "stdout, off, or the path of a file",
+    )
+    usage_log_max_bytes: Annotated[int, Field(ge=0)] = _setting(
+        100 * 1024 * 1024,
+        "Size from which on that file is renamed to `PATH.1`, and a new one begun.",
+        "bytes; 0 where something else rotates it",
+    )
+    usage_log_files: Annotated[int, Field(ge=1, le=1000)] = _setting(
+        10, "Renamed files that are kept.", "1 to 1000"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "Least severity that is logged.", "debug, info, warning or error"
     )
@@ -311,6 +324,15 @@ class Settings(BaseSettings):
                 ssl.create_default_context(cafile=value)
             except OSError:
                 raise ValueError("there is no certificate in it") from None
+        return value
+
+    @field_validator("usage_log", mode="before")
+    @classmethod
+    def _read_usage_log(cls, value: object) -> object:
+        if isinstance(value, str):
+            if value.lower() in ("", "stdout"):
+                return "stdout"
+            return "off" if value.lower() == "off" else Path(value)
         return value
 
     @field_validator("log_level", mode="before")

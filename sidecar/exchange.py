@@ -20,6 +20,7 @@ __all__ = [
     "End",
     "Exchange",
     "InputClass",
+    "LogFault",
     "Observation",
     "Observer",
     "Outcome",
@@ -186,6 +187,23 @@ class RefusalReason(_LabelValue):
     SLOW_BODY = "slow_body"
     SLOW_READER = "slow_reader"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+
+
+class LogFault(_LabelValue):
+    """Why a line of a log was lost, or what else failed in keeping it."""
+
+    NO_SPACE = "no_space"
+    """The disk, the quota or the largest size of a file is used up."""
+    UNAVAILABLE = "unavailable"
+    """The file cannot be opened: its directory is gone, or may not be written to."""
+    CLOSED = "closed"
+    """Nobody reads standard output any more."""
+    BUFFER_FULL = "buffer_full"
+    """Standard output is read too slowly, or no longer."""
+    IO_ERROR = "io_error"
+    """The system refused to write, for another reason."""
+    ROTATION = "rotation"
+    """A file that is full could not be renamed; nothing is lost, it grows on."""
 
 
 class Usage(NamedTuple):

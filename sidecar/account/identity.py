@@ -119,6 +119,9 @@ class Resolver(Protocol):
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
         """Say to whom a key belongs; None if `settle` will be called with the answer, once."""
 
+    def last_known(self, hashed: str) -> Owner:
+        """Say what is known of a key by now."""
+
 
 class Identities:
     """To whom keys belong: what LiteLLM says where it can be asked, else what the file says.
@@ -148,6 +151,13 @@ class Identities:
             return self._completed(hashed, Owner())
         owner = self._lookups.resolve(hashed, lambda owner: settle(self._completed(hashed, owner)))
         return None if owner is None else self._completed(hashed, owner)
+
+    def last_known(self, hashed: str) -> Owner:
+        """Say what is known of a key by now."""
+        owner = Owner() if self._lookups is None else self._lookups.last_known(hashed)
+        if owner.team is not None or self._file is None:
+            return owner
+        return Owner(self._file.team_of(hashed), owner.key_alias)
 
     def _completed(self, hashed: str, owner: Owner) -> Owner:
         if owner.team is not None or self._file is None:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
 from sidecar.account.store import Value
+from sidecar.account.usage_log import UsageLog
 from sidecar.exchange import (
     LABEL_NAMES,
     End,
@@ -84,12 +85,13 @@ def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
     return lambda exchange, _: named_in(exchange.response_headers, name) or UNKNOWN
 
 
-def _said_later(exchange: Exchange, observation: Observation) -> str:
-    """Stand for a label that comes with the owner."""
+def _said_elsewhere(exchange: Exchange, observation: Observation) -> str:
+    """Stand for a label that comes with the key or its owner."""
     return UNKNOWN
 
 
 _LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
+    "model": lambda exchange, _: exchange.facts.model or UNKNOWN,
     "provider": provider_of,
     "response_model": lambda _, observation: observation.response_model or UNKNOWN,
     "model_id": _header_label(b"x-litellm-model-id"),
@@ -163,6 +165,7 @@ class Ledger:
         outcome_of: says what the prompt cache did for an answer.
         identities: knows to whom keys belong; None where only the answers' headers say it.
         keys: finds the key of a request.
+        usage_log: takes a line for each exchange on an observed route; None where it is off.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
     """
@@ -174,6 +177,7 @@ class Ledger:
         *,
         identities: Resolver | None = None,
         keys: KeyReader | None = None,
+        usage_log: UsageLog | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
@@ -181,6 +185,7 @@ class Ledger:
         self._outcome_of = outcome_of
         self._identities = identities
         self._keys = keys or KeyReader()
+        self._usage_log = usage_log
         self._max_label_values = max_label_values
         self._max_series = max_series
         # The compatible names need model and team, whichever labels are switched on.
@@ -189,10 +194,11 @@ class Ledger:
             for label in LABEL_NAMES
             if label in ("model", "team_alias") or label in metrics.labels
         )
-        readers = _LABELS | {"hashed_api_key": lambda given, _: self._hash_of(given) or UNKNOWN}
-        self._others = [readers.get(label, _said_later) for label in self._names_kept[2:]]
-        self._alias_at = (*self._names_kept, "api_key_alias").index("api_key_alias")
-        self._alias_wanted = self._alias_at < len(self._names_kept)
+        self._readers = [_LABELS.get(label, _said_elsewhere) for label in self._names_kept]
+        places = {label: place for place, label in enumerate(self._names_kept)}
+        self._alias_at = places.get("api_key_alias")
+        self._hash_at = places.get("hashed_api_key")
+        self._hash_wanted = not (identities is None and usage_log is None and self._hash_at is None)
         self._values: dict[str, set[str]] = {label: {UNKNOWN} for label in LABEL_NAMES}
         self._values["team_alias"].add(NO_TEAM)
         self._series: dict[tuple[str, ...], _Series] = {}
@@ -242,7 +248,17 @@ class Ledger:
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
-            self._record(exchange, observation)
+            hashed = self._hash_of(exchange) if self._hash_wanted else None
+            outcome, team = self._record(exchange, observation, hashed)
+            if self._usage_log is not None:
+                self._usage_log.write(
+                    exchange,
+                    observation,
+                    outcome=outcome,
+                    provider=provider_of(exchange, observation),
+                    team_alias=team or UNKNOWN,
+                    hashed=hashed,
+                )
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
@@ -270,37 +286,37 @@ class Ledger:
             found = self._routes[route] = _RouteSeries(self._metrics, route)
         return found
 
-    def _record(self, exchange: Exchange, observation: Observation) -> None:
-        """Count what an observed answer said."""
+    def _record(
+        self, exchange: Exchange, observation: Observation, hashed: str | None
+    ) -> tuple[Outcome | None, str | None]:
+        """Count what an observed answer said, now or when its owner is known.
+
+        Returns:
+            The outcome of a 2xx answer, and its team as far as it is known by now.
+        """
+        headers = exchange.response_headers
+        team = named_in(headers, b"x-litellm-team-alias")
         if not 200 <= exchange.status_code < 300:
             # A refused request may name any model: only a name that is known is taken.
             model = exchange.facts.model
             known = model if model is not None and model in self._values["model"] else UNKNOWN
             self._observed(exchange.route, known)[observation.status].value += 1
-            return
-        headers = exchange.response_headers
-        team = named_in(headers, b"x-litellm-team-alias")
-        alias = named_in(headers, b"x-litellm-key-alias") if self._alias_wanted else None
-        reading = _Reading(
-            exchange.route,
-            observation,
-            self._outcome_of(observation, exchange.facts),
-            [
-                exchange.facts.model or UNKNOWN,
-                UNKNOWN,
-                *[read(exchange, observation) for read in self._others],
-            ],
-        )
-        if self._identities is not None and (team is None or (self._alias_wanted and not alias)):
-            hashed = self._hash_of(exchange)
-            if hashed is not None:
-                found = self._identities.resolve(
-                    hashed, partial(self._record_late, reading, team, alias)
-                )
-                if found is None:
-                    return
-                team, alias = team or found.team, alias or found.key_alias
+            return None, team
+        alias = named_in(headers, b"x-litellm-key-alias") if self._alias_at is not None else None
+        outcome = self._outcome_of(observation, exchange.facts)
+        values = [read(exchange, observation) for read in self._readers]
+        if self._hash_at is not None:
+            values[self._hash_at] = hashed or UNKNOWN
+        reading = _Reading(exchange.route, observation, outcome, values)
+        unsaid = team is None or (alias is None and self._alias_at is not None)
+        if unsaid and hashed is not None and self._identities is not None:
+            late = partial(self._record_late, reading, team, alias)
+            found = self._identities.resolve(hashed, late)
+            if found is None:
+                return outcome, team or self._identities.last_known(hashed).team
+            team, alias = team or found.team, alias or found.key_alias
         self._count(reading, team, alias)
+        return outcome, team
 
     def _record_late(
         self, reading: _Reading, team: str | None, alias: str | None, owner: Owner
@@ -317,7 +333,7 @@ class Ledger:
         """Count what an answer said, under the names of its owner."""
         route, observation, outcome, values = reading
         values[1] = team or UNKNOWN
-        if self._alias_wanted:
+        if self._alias_at is not None:
             values[self._alias_at] = alias or UNKNOWN
         names = tuple(map(self._kept, self._names_kept, values))
         series = self._series.get(names) or self._admit(names)

@@ -146,11 +146,11 @@ class Lookups:
         if waiting is None:
             if now < self._retry_at:
                 self._count("key_info", "backing_off")
-                return self._last_known(hashed)
+                return self.last_known(hashed)
             full = full or len(self._waiting) >= _MAX_ASKED_KEYS
         if full:
             self._count("key_info", "queue_full")
-            return self._last_known(hashed)
+            return self.last_known(hashed)
         if waiting is None:
             waiting = self._waiting[hashed] = deque()
             task = asyncio.get_running_loop().create_task(self._look_up(hashed, waiting))
@@ -174,7 +174,8 @@ class Lookups:
         await self.flush(0)
         await self._litellm.aclose()
 
-    def _last_known(self, hashed: str) -> Owner:
+    def last_known(self, hashed: str) -> Owner:
+        """Say what LiteLLM said of a key last."""
         answer = self._answers.get(hashed)
         if answer is None or self._clock() - answer.at > self._ttl_s + _STALE_S:
             return Owner()
@@ -182,7 +183,7 @@ class Lookups:
 
     async def _look_up(self, hashed: str, waiting: deque[Settle]) -> None:
         """Ask for a key, and tell all who wait for it, also where this is cancelled."""
-        owner = self._last_known(hashed)
+        owner = self.last_known(hashed)
         try:
             owner = await self._answer(hashed) or owner
             # Whoever comes from now on finds the answer, or asks anew.

@@ -119,6 +119,12 @@ class Metrics:
             "Faults of the sidecar that were kept from reaching a response, by where.",
             ("room",),
         )
+        self.log_failures = store.counter(
+            f"{PREFIX}log_failures",
+            "Lines of the usage log (log=usage) and of the process's own log (log=process) that "
+            "could not be written, and rotations that failed, by reason.",
+            ("log", "reason"),
+        )
         self.rewrites = store.counter(
             f"{PREFIX}rewrites",
             "Answers whose usage was to be rewritten (SIDECAR_REWRITE_USAGE), by what became of "

@@ -57,10 +57,11 @@ class _PlainUsage(msgspec.Struct, gc=False):
     cache_read_input_tokens: _Count | None = None
     cache_creation_input_tokens: _Count | None = None
     cache_creation: _PlainSplit | None = None
-    cacheReadInputTokens: _Count | None = None
-    cacheReadInputTokenCount: _Count | None = None
-    cacheWriteInputTokens: _Count | None = None
-    cacheWriteInputTokenCount: _Count | None = None
+    # Bedrock's names, see `_ALIASES`.
+    read_tokens: _Count | None = msgspec.field(default=None, name="cacheReadInputTokens")
+    read_token_count: _Count | None = msgspec.field(default=None, name="cacheReadInputTokenCount")
+    write_tokens: _Count | None = msgspec.field(default=None, name="cacheWriteInputTokens")
+    write_token_count: _Count | None = msgspec.field(default=None, name="cacheWriteInputTokenCount")
 
 
 class _PlainMessage(msgspec.Struct, gc=False):
@@ -264,14 +265,14 @@ class StreamReading:
         """Read a usage all of whose counts are counts."""
         read = usage.cache_read_input_tokens
         if read is None:
-            read = usage.cacheReadInputTokens
+            read = usage.read_tokens
             if read is None:
-                read = usage.cacheReadInputTokenCount
+                read = usage.read_token_count
         written = usage.cache_creation_input_tokens
         if written is None:
-            written = usage.cacheWriteInputTokens
+            written = usage.write_tokens
             if written is None:
-                written = usage.cacheWriteInputTokenCount
+                written = usage.write_token_count
         written_5m = written_1h = None
         split = usage.cache_creation
         if split is not None:

@@ -217,6 +217,19 @@ class Asked:
         self.waiting.append((hashed, settle))
         return None
 
+    def last_known(self, hashed: str) -> Owner:
+        return Owner("before")
+
+
+class Lines:
+    """Takes what would be written to a usage log."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, exchange: Exchange, observation: Observation, **resolved: Any) -> None:
+        self.written.append(resolved)
+
 
 def test_answer_waits_for_its_owner() -> None:
     """What goes by team is counted when the owner is known, all else at once; what waits holds
@@ -267,6 +280,22 @@ def test_only_what_is_not_said_is_asked_for(
     names = {"model": "m", "team_alias": team, "api_key_alias": alias}
     found = books.value("output_tokens_total", **{label: names[label] for label in labels})
     assert (len(asked.waiting), found) == (asks, 16)
+
+
+@pytest.mark.parametrize(
+    ("said", "team"), [([], "before"), ([(b"x-litellm-team-alias", b"red")], "red")]
+)
+def test_line_does_not_wait(said: list[tuple[bytes, bytes]], team: str) -> None:
+    """The line of an answer that waits for its owner is written at once, under the name that is
+    known by then."""
+    lines = Lines()
+    books = Books(identities=Asked(), usage_log=lines)
+    books.submit(exchange(response_headers=said))
+    (line,) = lines.written
+    assert (line["team_alias"], line["hashed"], line["outcome"]) == (team, KEY, Outcome.HIT)
+    books.submit(exchange(status_code=401, response_headers=[], request_headers=[]))
+    line = lines.written[1]
+    assert (line["team_alias"], line["hashed"], line["outcome"]) == ("unknown", None, None)
 
 
 def test_refused_request_is_not_looked_up() -> None:
