@@ -25,6 +25,7 @@ from sidecar.account.litellm import LiteLLM
 from sidecar.account.log_file import LogFile
 from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from sidecar.account.metrics import Metrics
+from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
 from sidecar.admin.readiness import Readiness
@@ -85,7 +86,7 @@ class Sidecar:
             it there are none.
 
     Raises:
-        ConfigError: the team file or the file of the usage log cannot be used.
+        ConfigError: the team file, the price file or the file of the usage log cannot be used.
     """
 
     def __init__(
@@ -97,7 +98,12 @@ class Sidecar:
         stdout: LineWriter | None = None,
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics(settings.labels, compat=settings.compat != "off", clock=time.time)
+        self.metrics = Metrics(
+            settings.labels,
+            compat=settings.compat != "off",
+            costs=bool(settings.price_sources),
+            clock=time.time,
+        )
         self.registry = registry or CollectorRegistry()
         self.registry.register(self.metrics.store)
         # The process's own metrics are the library's affair; they are written by it, too.
@@ -111,15 +117,19 @@ class Sidecar:
             else None
         )
         self._teams = self._read_teams(settings.team_file)
-        self._lookups: Lookups | None = None
         self._stdout = stdout
         self._usage_lines = self._open_usage_log(settings, stdout)
         self._usage_log = UsageLog(self._usage_lines, self.metrics) if self._usage_lines else None
+        # On connections of its own, so that neither way waits for the other.
+        self._litellm = self._way_to_litellm(settings, tls)
+        self._lookups: Lookups | None = None
+        self.prices = self._price_keeper(settings)
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
-            identities=self._identities(settings, tls),
+            identities=self._identities(settings),
             keys=KeyReader(settings.key_header),
+            pricing=self.prices.pricing if self.prices is not None else None,
             usage_log=self._usage_log,
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
@@ -153,6 +163,12 @@ class Sidecar:
         reason = await self._probe()
         if reason is not None:
             logger.warning("upstream_unreachable", extra={"reason": reason})
+        async with asyncio.TaskGroup() as tasks:
+            if self.prices is not None:
+                tasks.create_task(self.prices.keep())
+            tasks.create_task(self._look_round())
+
+    async def _look_round(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_S)
             self._settle()
@@ -182,7 +198,8 @@ class Sidecar:
         """Let go of the upstream."""
         gc.unfreeze()
         if self._lookups is not None:
-            await self._lookups.aclose()
+            await self._lookups.flush(0)
+        await self._litellm.aclose()
         await self.upstream.aclose()
         if isinstance(self._usage_lines, LogFile):
             self._usage_lines.close()
@@ -231,40 +248,6 @@ class Sidecar:
         self._teams_read()
         return teams
 
-    def _identities(self, settings: Settings, tls: ssl.SSLContext | None) -> Identities | None:
-        """Put together what knows keys; None where nothing does."""
-
-        def count(source: str, result: str) -> None:
-            self.metrics.identity_lookups.child(source, result).add(1)
-
-        if self._teams is not None:
-            for result in ("found", "not_found"):
-                self.metrics.identity_lookups.child("file", result)
-        if settings.litellm_key is not None:
-            for source, results in LOOKUP_RESULTS.items():
-                for result in results:
-                    self.metrics.identity_lookups.child(source, result)
-            # On connections of its own, so that neither way waits for the other.
-            timeouts = Timeouts(settings.connect_timeout_s or None)
-            way = Transport(settings.upstream, timeouts, tls=tls)
-            scheme = "https" if settings.upstream.startswith("https:") else "http"
-            litellm = LiteLLM(
-                way,
-                f"{scheme}://{way.authority.decode()}",
-                settings.litellm_key.get_secret_value(),
-                settings.key_header or "authorization",
-            )
-            self._lookups = Lookups(
-                litellm,
-                count,
-                lambda exc: self.ledger.contain("account", exc),
-                time.monotonic,
-                ttl_s=settings.identity_ttl_s,
-            )
-        if self._lookups is None and self._teams is None:
-            return None
-        return Identities(self._lookups, self._teams, count)
-
     def _open_usage_log(
         self, settings: Settings, stdout: LineWriter | None
     ) -> LogFile | Channel | None:
@@ -285,6 +268,54 @@ class Sidecar:
                     f"a file that can be written to ({exc.strerror})"
                 ]
             ) from None
+
+    def _way_to_litellm(self, settings: Settings, tls: ssl.SSLContext | None) -> LiteLLM:
+        way = Transport(settings.upstream, Timeouts(settings.connect_timeout_s or None), tls=tls)
+        scheme = "https" if settings.upstream.startswith("https:") else "http"
+        key = settings.litellm_key
+        return LiteLLM(
+            way,
+            f"{scheme}://{way.authority.decode()}",
+            key.get_secret_value() if key is not None else None,
+            settings.key_header or "authorization",
+        )
+
+    def _price_keeper(self, settings: Settings) -> PriceKeeper | None:
+        if self.metrics.costs is None:
+            return None
+        return PriceKeeper(
+            self.metrics.costs,
+            settings.price_sources,
+            file=settings.price_file,
+            litellm=self._litellm,
+            has_key=settings.litellm_key is not None,
+            refresh_s=settings.price_refresh_s,
+            clock=time.time,
+        )
+
+    def _identities(self, settings: Settings) -> Identities | None:
+        """Put together what knows keys; None where nothing does."""
+
+        def count(source: str, result: str) -> None:
+            self.metrics.identity_lookups.child(source, result).add(1)
+
+        if self._teams is not None:
+            for result in ("found", "not_found"):
+                self.metrics.identity_lookups.child("file", result)
+        if settings.litellm_key is not None:
+            for source, results in LOOKUP_RESULTS.items():
+                for result in results:
+                    self.metrics.identity_lookups.child(source, result)
+            self._lookups = Lookups(
+                self._litellm,
+                count,
+                lambda exc: self.ledger.contain("account", exc),
+                time.monotonic,
+                ttl_s=settings.identity_ttl_s,
+            )
+        if self._lookups is None and self._teams is None:
+            return None
+        return Identities(self._lookups, self._teams, count)
 
     def _rewriter(self, settings: Settings) -> Rewriter | None:
         if settings.rewrite_usage == "off":

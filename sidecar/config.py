@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar.errors import ConfigError
-from sidecar.exchange import LABEL_NAMES
+from sidecar.exchange import LABEL_NAMES, PRICE_SOURCES
 
 __all__ = ["PREFIX", "Settings", "load_settings", "unknown_settings"]
 
@@ -112,6 +112,21 @@ class Settings(BaseSettings):
         None,
         "LiteLLM's `litellm_key_header_name`, if that is set: keys are then taken from it alone.",
         "the name of a header",
+    )
+    price_file: Path | None = _setting(
+        None,
+        "File with your own prices, in USD per million tokens; read again when it changes.",
+        "the path of a JSON or YAML file",
+    )
+    price_sources: Annotated[tuple[str, ...], NoDecode] = _setting(
+        PRICE_SOURCES,
+        "Where prices come from, in this order, rate by rate; without any, no cost is counted.",
+        f"a comma-separated choice of {', '.join(PRICE_SOURCES)}, or nothing",
+    )
+    price_refresh_s: Annotated[float, Field(ge=60, le=604_800, allow_inf_nan=False)] = _setting(
+        3600.0,
+        "How often LiteLLM is asked for its prices.",
+        "seconds, 60 to 604800",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
         (ip_network("127.0.0.0/8"), ip_network("::1/128")),
@@ -239,6 +254,16 @@ class Settings(BaseSettings):
             return tuple(name for name in LABEL_NAMES if name in names)
         return value
 
+    @field_validator("price_sources", mode="before")
+    @classmethod
+    def _split_sources(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = {name.strip() for name in value.split(",") if name.strip()}
+            if unknown := sorted(names - set(PRICE_SOURCES)):
+                raise ValueError(f"unknown: {', '.join(unknown)}")
+            return tuple(name for name in PRICE_SOURCES if name in names)
+        return value
+
     @field_validator("rewrite_only", mode="before")
     @classmethod
     def _split_rules(cls, value: object) -> object:
@@ -279,6 +304,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", "key_header"),
+        "price_file",
         mode="before",
     )
     @classmethod
@@ -286,7 +312,9 @@ class Settings(BaseSettings):
         # `check` shows it so, and compose sets a variable that is not there to nothing.
         return None if value == "" else value
 
-    @field_validator("upstream_ca_file", "team_file", "litellm_key_file", mode="after")
+    @field_validator(
+        "upstream_ca_file", "team_file", "litellm_key_file", "price_file", mode="after"
+    )
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None:

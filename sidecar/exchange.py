@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 __all__ = [
     "LABEL_NAMES",
     "NO_USAGE",
+    "PRICE_SOURCES",
     "Accounts",
     "Dialect",
     "End",
@@ -55,6 +56,10 @@ LABEL_NAMES = (
     "client",
 )
 """All labels that token series can carry, in their order."""
+
+PRICE_SOURCES = ("file", "model_info", "cost_map", "package")
+"""Where prices come from, in their order: the operator's file, LiteLLM's `/v1/model/info` and
+its cost map, the `genai-prices` package. They are values of the `source` label."""
 
 
 class _LabelValue(StrEnum):

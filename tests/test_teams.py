@@ -89,7 +89,9 @@ async def burst(side: Running, key: str, number: int, clients: int = 16) -> None
 async def beside(proxy: Proxy, **settings: Any) -> AsyncIterator[tuple[Running, Upstream]]:
     """Run a sidecar before the stand-in, with a key to ask it."""
     async with upstream(proxy.handle) as llm:
+        # Without prices, which are asked for with the same key.
         values: dict[str, Any] = {"litellm_key": "sk-viewer", "identity_ttl_s": 1.0}
+        values["price_sources"] = ()
         async with running(llm.url, **(values | settings)) as side:
             yield side, llm
 

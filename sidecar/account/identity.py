@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 import yaml
 
+from sidecar.account.watched import WatchedFile
 from sidecar.errors import ConfigError
 from sidecar.exchange import RawHeaders, Route, header
 
@@ -55,8 +56,6 @@ _SCHEME = re.compile(rb"(?:bearer|basic)\s+", re.IGNORECASE)
 # Bedrock clients sign with the key as their access key; LangChain writes `Bearer` before it.
 _AWS_SIGNATURE = re.compile(rb"AWS4-HMAC-SHA256\b.*?Credential=(?:Bearer\s+)?([^/\s,]+)")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_MAX_FILE_BYTES = 16 * 1024 * 1024
-"""Longest file that is read: some 150,000 keys. A ConfigMap holds 1 MiB."""
 _MAX_FAULTS = 20
 """Faulty entries that are named."""
 
@@ -119,8 +118,8 @@ class Resolver(Protocol):
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
         """Say to whom a key belongs; None if `settle` will be called with the answer, once."""
 
-    def last_known(self, hashed: str) -> Owner:
-        """Say what is known of a key by now."""
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as far as that is known without asking anybody."""
 
 
 class Identities:
@@ -152,12 +151,12 @@ class Identities:
         owner = self._lookups.resolve(hashed, lambda owner: settle(self._completed(hashed, owner)))
         return None if owner is None else self._completed(hashed, owner)
 
-    def last_known(self, hashed: str) -> Owner:
-        """Say what is known of a key by now."""
-        owner = Owner() if self._lookups is None else self._lookups.last_known(hashed)
-        if owner.team is not None or self._file is None:
-            return owner
-        return Owner(self._file.team_of(hashed), owner.key_alias)
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as far as that is known without asking anybody."""
+        owner = Owner() if self._lookups is None else self._lookups.known(hashed)
+        if owner.team is None and self._file is not None:
+            return Owner(self._file.team_of(hashed), owner.key_alias)
+        return owner
 
     def _completed(self, hashed: str, owner: Owner) -> Owner:
         if owner.team is not None or self._file is None:
@@ -167,7 +166,7 @@ class Identities:
         return Owner(team, owner.key_alias)
 
 
-class TeamFile:
+class TeamFile(WatchedFile):
     """A JSON or YAML file that maps key hashes to team aliases.
 
     One mapping at its top: sha256 of the key in lower-case hex, to the alias; null for a key
@@ -178,8 +177,7 @@ class TeamFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
+        super().__init__(path)
         self._teams: Mapping[str, str] = {}
         self.load()
 
@@ -187,31 +185,10 @@ class TeamFile:
         """Return the alias of a key; None if the file does not name it."""
         return self._teams.get(hashed)
 
-    def changed(self) -> bool:
-        """Whether the file is another one than at the last attempt to read it."""
-        try:
-            return self._stat() != self._stamp
-        except OSError:
-            return self._stamp is not None
-
     def load(self) -> int:
         """Read the file anew and return how many keys it names."""
-        try:
-            self._stamp = self._stat()
-            with self._path.open("rb") as file:
-                raw = file.read(_MAX_FILE_BYTES + 1)
-            text = raw.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as exc:
-            self._stamp = None
-            raise ConfigError([f"{self._path}: cannot be read: {_reason(exc)}"]) from None
-        if len(raw) > _MAX_FILE_BYTES:
-            raise ConfigError([f"{self._path}: is larger than {_MAX_FILE_BYTES} bytes"])
-        self._teams = _checked(_decoded(text, self._path), self._path)
+        self._teams = _checked(_decoded(self.read(), self.path), self.path)
         return len(self._teams)
-
-    def _stat(self) -> tuple[int, int, int]:
-        stat = self._path.stat()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _decoded(text: str, path: Path) -> object:
@@ -253,7 +230,3 @@ def _checked(decoded: object, path: Path) -> Mapping[str, str]:
             faults[_MAX_FAULTS:] = [f"{path}: {more} more entries are faulty"]
         raise ConfigError(faults)
     return teams
-
-
-def _reason(exc: Exception) -> str:
-    return exc.strerror or str(exc) if isinstance(exc, OSError) else "it is not UTF-8"

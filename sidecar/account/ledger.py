@@ -22,6 +22,9 @@ from typing import NamedTuple
 
 from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
+from sidecar.account.money import Money
+from sidecar.account.pricing import Pricing
+from sidecar.account.rates import ATTO, Cost, Unpriced
 from sidecar.account.store import Value
 from sidecar.account.usage_log import UsageLog
 from sidecar.exchange import (
@@ -85,13 +88,12 @@ def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
     return lambda exchange, _: named_in(exchange.response_headers, name) or UNKNOWN
 
 
-def _said_elsewhere(exchange: Exchange, observation: Observation) -> str:
-    """Stand for a label that comes with the key or its owner."""
+def _said_later(exchange: Exchange, observation: Observation) -> str:
+    """Stand for a label that comes with the owner."""
     return UNKNOWN
 
 
 _LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
-    "model": lambda exchange, _: exchange.facts.model or UNKNOWN,
     "provider": provider_of,
     "response_model": lambda _, observation: observation.response_model or UNKNOWN,
     "model_id": _header_label(b"x-litellm-model-id"),
@@ -108,6 +110,8 @@ class _Series:
     responses: dict[Outcome, Value]
     compat: tuple[Value, ...] | None
     """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+    money: Money | None
+    """None where money is not counted."""
 
 
 class _Reading(NamedTuple):
@@ -116,6 +120,8 @@ class _Reading(NamedTuple):
     route: Route
     observation: Observation
     outcome: Outcome
+    cost: Cost | Unpriced | None
+    """None where no usage is reported, or money is not counted."""
     values: list[str]
     """Those of the labels, in which the owner's names have still to be put."""
 
@@ -165,6 +171,7 @@ class Ledger:
         outcome_of: says what the prompt cache did for an answer.
         identities: knows to whom keys belong; None where only the answers' headers say it.
         keys: finds the key of a request.
+        pricing: prices answers; None where money is not counted.
         usage_log: takes a line for each exchange on an observed route; None where it is off.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
@@ -177,6 +184,7 @@ class Ledger:
         *,
         identities: Resolver | None = None,
         keys: KeyReader | None = None,
+        pricing: Pricing | None = None,
         usage_log: UsageLog | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
@@ -185,6 +193,7 @@ class Ledger:
         self._outcome_of = outcome_of
         self._identities = identities
         self._keys = keys or KeyReader()
+        self._pricing = pricing
         self._usage_log = usage_log
         self._max_label_values = max_label_values
         self._max_series = max_series
@@ -194,15 +203,18 @@ class Ledger:
             for label in LABEL_NAMES
             if label in ("model", "team_alias") or label in metrics.labels
         )
-        self._readers = [_LABELS.get(label, _said_elsewhere) for label in self._names_kept]
-        places = {label: place for place, label in enumerate(self._names_kept)}
-        self._alias_at = places.get("api_key_alias")
-        self._hash_at = places.get("hashed_api_key")
-        self._hash_wanted = not (identities is None and usage_log is None and self._hash_at is None)
+        readers = _LABELS | {"hashed_api_key": lambda given, _: self._hash_of(given) or UNKNOWN}
+        self._others = [readers.get(label, _said_later) for label in self._names_kept[2:]]
+        names = self._names_kept
+        self._provider_at = names.index("provider") if "provider" in names else None
+        self._alias_at = (*self._names_kept, "api_key_alias").index("api_key_alias")
+        self._alias_wanted = self._alias_at < len(self._names_kept)
         self._values: dict[str, set[str]] = {label: {UNKNOWN} for label in LABEL_NAMES}
         self._values["team_alias"].add(NO_TEAM)
         self._series: dict[tuple[str, ...], _Series] = {}
         self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat)
+        if metrics.costs is not None:
+            self._series_each += Money.SERIES
         self._series_made = 0
         self._overflowed: set[str] = set()
         self._seen_faults: set[tuple[str, str]] = set()
@@ -248,17 +260,10 @@ class Ledger:
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
-            hashed = self._hash_of(exchange) if self._hash_wanted else None
-            outcome, team = self._record(exchange, observation, hashed)
-            if self._usage_log is not None:
-                self._usage_log.write(
-                    exchange,
-                    observation,
-                    outcome=outcome,
-                    provider=provider_of(exchange, observation),
-                    team_alias=team or UNKNOWN,
-                    hashed=hashed,
-                )
+            if 200 <= exchange.status_code < 300:
+                self._take_answer(exchange, observation)
+            else:
+                self._take_refusal(exchange, observation)
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
@@ -286,37 +291,72 @@ class Ledger:
             found = self._routes[route] = _RouteSeries(self._metrics, route)
         return found
 
-    def _record(
-        self, exchange: Exchange, observation: Observation, hashed: str | None
-    ) -> tuple[Outcome | None, str | None]:
-        """Count what an observed answer said, now or when its owner is known.
-
-        Returns:
-            The outcome of a 2xx answer, and its team as far as it is known by now.
-        """
+    def _take_answer(self, exchange: Exchange, observation: Observation) -> None:
+        """Count what a 2xx answer said, now or when its owner is known, and write its line."""
         headers = exchange.response_headers
         team = named_in(headers, b"x-litellm-team-alias")
-        if not 200 <= exchange.status_code < 300:
-            # A refused request may name any model: only a name that is known is taken.
-            model = exchange.facts.model
-            known = model if model is not None and model in self._values["model"] else UNKNOWN
-            self._observed(exchange.route, known)[observation.status].value += 1
-            return None, team
-        alias = named_in(headers, b"x-litellm-key-alias") if self._alias_at is not None else None
-        outcome = self._outcome_of(observation, exchange.facts)
-        values = [read(exchange, observation) for read in self._readers]
-        if self._hash_at is not None:
-            values[self._hash_at] = hashed or UNKNOWN
-        reading = _Reading(exchange.route, observation, outcome, values)
-        unsaid = team is None or (alias is None and self._alias_at is not None)
-        if unsaid and hashed is not None and self._identities is not None:
+        alias = named_in(headers, b"x-litellm-key-alias") if self._alias_wanted else None
+        reading = _Reading(
+            exchange.route,
+            observation,
+            self._outcome_of(observation, exchange.facts),
+            self._pricing.price(exchange, observation) if self._pricing is not None else None,
+            [
+                exchange.facts.model or UNKNOWN,
+                UNKNOWN,
+                *[read(exchange, observation) for read in self._others],
+            ],
+        )
+        identities = self._identities
+        if identities is not None and team is not None and (alias or not self._alias_wanted):
+            identities = None  # there is nothing to ask
+        hashed = None
+        if identities is not None or self._usage_log is not None:
+            hashed = self._hash_of(exchange)
+        waits = False
+        if identities is not None and hashed is not None:
             late = partial(self._record_late, reading, team, alias)
-            found = self._identities.resolve(hashed, late)
-            if found is None:
-                return outcome, team or self._identities.last_known(hashed).team
-            team, alias = team or found.team, alias or found.key_alias
-        self._count(reading, team, alias)
-        return outcome, team
+            owner = identities.resolve(hashed, late)
+            if owner is None:
+                waits = True
+                owner = identities.known(hashed)
+            team, alias = team or owner.team, alias or owner.key_alias
+        if self._usage_log is not None:
+            self._usage_log.write(
+                exchange,
+                observation,
+                outcome=reading.outcome,
+                provider=self._provider_of(exchange, reading),
+                team_alias=team or UNKNOWN,
+                key_hash=hashed,
+                cost_usd=reading.cost.total / ATTO if isinstance(reading.cost, Cost) else None,
+            )
+        if not waits:
+            self._count(reading, team, alias)
+
+    def _take_refusal(self, exchange: Exchange, observation: Observation) -> None:
+        """Count an answer that is no 2xx one, and write its line.
+
+        A refused request may name any model, and carry any key: only a name that is known is
+        taken, and nobody is asked for the key.
+        """
+        model = exchange.facts.model
+        known = model if model is not None and model in self._values["model"] else UNKNOWN
+        self._observed(exchange.route, known)[observation.status].value += 1
+        if self._usage_log is None:
+            return
+        hashed = self._hash_of(exchange)
+        team = named_in(exchange.response_headers, b"x-litellm-team-alias")
+        if team is None and hashed is not None and self._identities is not None:
+            team = self._identities.known(hashed).team
+        self._usage_log.write(
+            exchange,
+            observation,
+            outcome=None,
+            provider=provider_of(exchange, observation),
+            team_alias=team or UNKNOWN,
+            key_hash=hashed,
+        )
 
     def _record_late(
         self, reading: _Reading, team: str | None, alias: str | None, owner: Owner
@@ -331,9 +371,9 @@ class Ledger:
 
     def _count(self, reading: _Reading, team: str | None, alias: str | None) -> None:
         """Count what an answer said, under the names of its owner."""
-        route, observation, outcome, values = reading
+        route, observation, outcome, cost, values = reading
         values[1] = team or UNKNOWN
-        if self._alias_at is not None:
+        if self._alias_wanted:
             values[self._alias_at] = alias or UNKNOWN
         names = tuple(map(self._kept, self._names_kept, values))
         series = self._series.get(names) or self._admit(names)
@@ -342,6 +382,10 @@ class Ledger:
         for child, tokens in zip(series.inputs, usage.input_classes(), strict=True):
             child.value += tokens
         series.output.value += usage.output_tokens or 0
+        if isinstance(cost, Cost) and series.money is not None:
+            series.money.add(cost)
+        elif isinstance(cost, Unpriced) and self._metrics.costs is not None:
+            self._metrics.costs.unpriced.child(names[0], cost).value += 1
         series.responses[outcome].value += 1
         if series.compat is not None:
             cached_tokens, hits, misses = series.compat
@@ -362,6 +406,11 @@ class Ledger:
 
     def _hash_of(self, exchange: Exchange) -> str | None:
         return self._keys.hash_of(exchange.route, exchange.request_headers)
+
+    def _provider_of(self, exchange: Exchange, reading: _Reading) -> str:
+        if self._provider_at is not None:
+            return reading.values[self._provider_at]
+        return provider_of(exchange, reading.observation)
 
     def _kept(self, label: str, value: str) -> str:
         """Keep a value of a label, or count it under `other`."""
@@ -392,6 +441,7 @@ class Ledger:
             output=metrics.output_tokens.child(*values),
             responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
             compat=tuple(family.child(model, model, team) for family in metrics.compat) or None,
+            money=Money(metrics.costs, values) if metrics.costs is not None else None,
         )
         self._series_made += self._series_each
         return series

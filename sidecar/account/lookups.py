@@ -146,11 +146,11 @@ class Lookups:
         if waiting is None:
             if now < self._retry_at:
                 self._count("key_info", "backing_off")
-                return self.last_known(hashed)
+                return self.known(hashed)
             full = full or len(self._waiting) >= _MAX_ASKED_KEYS
         if full:
             self._count("key_info", "queue_full")
-            return self.last_known(hashed)
+            return self.known(hashed)
         if waiting is None:
             waiting = self._waiting[hashed] = deque()
             task = asyncio.get_running_loop().create_task(self._look_up(hashed, waiting))
@@ -159,6 +159,13 @@ class Lookups:
         waiting.append(settle)
         self._waiting_count += 1
         return None
+
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as it was last said."""
+        answer = self._answers.get(hashed)
+        if answer is None or self._clock() - answer.at > self._ttl_s + _STALE_S:
+            return Owner()
+        return answer.owner
 
     async def flush(self, timeout_s: float) -> None:
         """Wait for the answers, and then tell those who still wait what is known without them."""
@@ -169,21 +176,9 @@ class Lookups:
             if late:
                 await asyncio.wait(late)
 
-    async def aclose(self) -> None:
-        """Ask nothing any more."""
-        await self.flush(0)
-        await self._litellm.aclose()
-
-    def last_known(self, hashed: str) -> Owner:
-        """Say what LiteLLM said of a key last."""
-        answer = self._answers.get(hashed)
-        if answer is None or self._clock() - answer.at > self._ttl_s + _STALE_S:
-            return Owner()
-        return answer.owner
-
     async def _look_up(self, hashed: str, waiting: deque[Settle]) -> None:
         """Ask for a key, and tell all who wait for it, also where this is cancelled."""
-        owner = self.last_known(hashed)
+        owner = self.known(hashed)
         try:
             owner = await self._answer(hashed) or owner
             # Whoever comes from now on finds the answer, or asks anew.

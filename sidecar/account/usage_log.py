@@ -145,14 +145,10 @@ class UsageLog:
         outcome: Outcome | None,
         provider: str,
         team_alias: str,
-        hashed: str | None,
+        key_hash: str | None,
         cost_usd: float | None = None,
     ) -> None:
-        """Write the line of an exchange.
-
-        Args:
-            hashed: sha256 of the key; None without one.
-        """
+        """Write the line of an exchange."""
         # The first of each name, as `header` has it.
         request = dict(reversed(exchange.request_headers))
         response = dict(reversed(exchange.response_headers))
@@ -172,7 +168,7 @@ class UsageLog:
             model_id=_text(response.get(b"x-litellm-model-id")),
             provider=provider,
             team_alias=team_alias[:_MAX_CHARS],
-            key_hash=hashed[:_KEY_CHARS] if hashed else None,
+            key_hash=key_hash[:_KEY_CHARS] if key_hash else None,
             user_agent=_text(request.get(b"user-agent")),
             stream=facts.stream,
             uncached_tokens=usage.input_tokens,

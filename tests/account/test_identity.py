@@ -230,9 +230,9 @@ class Said:
         self.owners = owners
 
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
-        return self.last_known(hashed)
+        return self.known(hashed)
 
-    def last_known(self, hashed: str) -> Owner:
+    def known(self, hashed: str) -> Owner:
         return self.owners.get(hashed, Owner())
 
 
@@ -240,7 +240,7 @@ class SaidLater(Said):
     """The same, some time later."""
 
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
-        asyncio.get_running_loop().call_soon(settle, self.last_known(hashed))
+        asyncio.get_running_loop().call_soon(settle, self.owners.get(hashed, Owner()))
         return None
 
 
@@ -263,7 +263,7 @@ async def test_file_stands_behind_litellm(tmp_path: Path, source: type[Said]) ->
             found[key] = owner
     await asyncio.sleep(0.01)
     assert found == owners | {C: Owner("old", "alias"), "x": Owner()}
-    assert {key: identities.last_known(key) for key in found} == found
+    assert {key: identities.known(key) for key in found} == found
     assert looks == [("file", "found"), ("file", "not_found")]
 
 
@@ -275,7 +275,7 @@ def test_file_alone(tmp_path: Path) -> None:
     identities = Identities(None, TeamFile(path), lambda *look: looks.append(look))
     assert identities.resolve(A, never) == Owner("red")
     assert identities.resolve(B, never) == Owner()
-    assert identities.last_known(A) == Owner("red")
+    assert identities.known(A) == Owner("red")
     assert looks == [("file", "found"), ("file", "not_found")]
     identities = Identities(Said({A: Owner("blue")}), None, never)
     assert identities.resolve(A, never) == Owner("blue")

@@ -74,7 +74,7 @@ class Log:
             "outcome": changes.pop("outcome", Outcome.HIT),
             "provider": changes.pop("provider", "anthropic"),
             "team_alias": changes.pop("team_alias", "Team Red"),
-            "hashed": changes.pop("hashed", hashlib.sha256(KEY.encode()).hexdigest()),
+            "key_hash": changes.pop("key_hash", hashlib.sha256(KEY.encode()).hexdigest()),
             "cost_usd": changes.pop("cost_usd", None),
         }
         given = Exchange(
@@ -180,7 +180,7 @@ def test_what_did_not_end_well_says_so() -> None:
         usage=Usage(),
         response_headers=(),
         request_headers=(),
-        hashed=None,
+        key_hash=None,
         model=None,
         response_model=None,
         message_id=None,

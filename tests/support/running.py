@@ -125,6 +125,8 @@ def sidecar_process(
         "SIDECAR_DRAIN_DELAY_S": "0",
         "SIDECAR_DRAIN_TIMEOUT_S": "2",
         "SIDECAR_FINAL_SCRAPE_WAIT_S": "0",
+        # So that nothing but what a test sends reaches its upstream.
+        "SIDECAR_PRICE_SOURCES": "file,package",
     }
     process = ManagedProcess(
         [sys.executable, "-m", "sidecar", "serve"],
