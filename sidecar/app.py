@@ -211,7 +211,7 @@ class Sidecar:
         """Let go of the upstream."""
         gc.unfreeze()
         if self._lookups is not None:
-            await self._lookups.aclose()
+            await self._lookups.flush(0)
         await self._litellm.aclose()
         await self.upstream.aclose()
         if isinstance(self._usage_lines, LogFile):

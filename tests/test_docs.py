@@ -10,6 +10,7 @@ import pytest
 
 from scripts import docs
 from sidecar.account.identity import NO_TEAM, TeamFile
+from sidecar.account.lookups import LOOKUP_RESULTS
 from sidecar.cli import cli
 from sidecar.config import PREFIX, Settings
 from sidecar.exchange import (
@@ -146,10 +147,11 @@ def test_every_reason_of_an_answer_of_our_own_is_on_the_page() -> None:
 
 def test_example_of_a_team_file_can_be_used(tmp_path: Path) -> None:
     """The example of the page is read as the page says."""
-    match = re.search(r"```yaml\n( +# printf.*?)```", README.read_text(), re.DOTALL)
+    page = ROOT / "docs" / "teams.md"
+    match = re.search(r"```yaml\n(# printf.*?)```", page.read_text(), re.DOTALL)
     assert match is not None
     path = tmp_path / "teams.yaml"
-    path.write_text(re.sub(r"(?m)^ +", "", match[1]))
+    path.write_text(match[1])
     hashes = re.findall(r"[0-9a-f]{64}", match[1])
 
     teams = TeamFile(path)
@@ -162,11 +164,21 @@ def test_every_file_that_is_mentioned_exists(path: Path) -> None:
     """Paths of the repository and links within a page lead somewhere."""
     text = path.read_text()
     paths = re.findall(r"`((?:deploy|scripts|sidecar|requirements)/[\w./-]+)`", text)
-    paths += re.findall(r"\]\(([\w./-]+)\)", text)
+    linked = re.findall(r"\]\(([\w./-]+)\)", text)
     headings = {
         re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
         for title in re.findall(r"(?m)^#+ (.+)$", text)
     }
 
     assert [name for name in paths if not (ROOT / name).exists()] == []
+    assert [name for name in linked if not (path.parent / name).exists()] == []
     assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= headings
+
+
+def test_results_of_look_ups_are_on_their_page() -> None:
+    """Every source and result of a look-up is explained."""
+    text = (ROOT / "docs" / "teams.md").read_text()
+
+    for source, results in LOOKUP_RESULTS.items():
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{source}` |")]
+        assert [name for name in results if not any(f"`{name}`" in row for row in rows)] == []
