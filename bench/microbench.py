@@ -119,7 +119,7 @@ def _read_request(body: bytes) -> RequestFacts:
 
 def _request_us() -> float:
     """A request of 1 KB."""
-    assert _read_request(bodies.REQUEST) == RequestFacts(bodies.MODEL, False, True)
+    assert _read_request(bodies.REQUEST) == RequestFacts(bodies.MODEL, False, True, False)
     return _seconds_each(lambda: _read_request(bodies.REQUEST)) * 1e6
 
 
