@@ -24,6 +24,7 @@ import uvloop
 from sidecar import __version__
 from sidecar.app import Sidecar
 from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
+from sidecar.descriptors import raise_limit
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
 from sidecar.lifecycle import Lifecycle, authority
@@ -55,11 +56,16 @@ def serve() -> None:
     stdout = set_up_logging(settings.log_level)
     for warning in unknown_settings(os.environ):
         logger.warning("unknown_setting", extra={"detail": warning})
+    raise_limit()
     _run(_serve(settings, stdout))
 
 
 async def _serve(settings: Settings, stdout: LineWriter) -> None:
-    lifecycle = Lifecycle(Sidecar(settings, stdout=stdout))
+    sidecar = Sidecar(settings, stdout=stdout)
+    sidecar.descriptors.check(
+        settings.max_concurrent_requests or None, settings.max_connections or None
+    )
+    lifecycle = Lifecycle(sidecar)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop, number)
@@ -165,6 +171,9 @@ def _inspected(path: Path, observation: Observation, outcome: Outcome | None) ->
         "status": observation.status.value,
         "outcome": outcome.value if outcome else None,
         "usage": {name: getattr(usage, name) for name in names},
+        "terms": {
+            name: said for name, said in observation.terms._asdict().items() if said is not None
+        },
     }
 
 

@@ -26,6 +26,7 @@ def test_case(path: Path) -> None:
         "status": seen.status,
         "outcome": None if error else outcome_of(seen, RequestFacts()),
         "usage": seen.usage._asdict(),
+        "terms": {name: said for name, said in seen.terms._asdict().items() if said is not None},
     }
     for at in range(len(body)):
         assert observe([body[:at], body[at:]], headers) == seen
