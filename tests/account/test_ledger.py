@@ -306,12 +306,12 @@ def test_line_does_not_wait(said: list[tuple[bytes, bytes]], team: str) -> None:
     books = Books(identities=asked, usage_log=lines)
     books.submit(exchange(response_headers=said))
     (line,) = lines.written
-    assert (line["team_alias"], line["key_hash"], line["outcome"]) == (team, KEY, Outcome.HIT)
+    assert (line["team_alias"], line["hashed_key"], line["outcome"]) == (team, KEY, Outcome.HIT)
     waiting = len(asked.waiting)
     books.submit(exchange(status_code=401, response_headers=[]))
     books.submit(exchange(status_code=401, response_headers=[], request_headers=[]))
     assert [line["team_alias"] for line in lines.written[1:]] == ["before", "unknown"]
-    assert [line["key_hash"] for line in lines.written[1:]] == [KEY, None]
+    assert [line["hashed_key"] for line in lines.written[1:]] == [KEY, None]
     assert len(asked.waiting) == waiting
 
 
