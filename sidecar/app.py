@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from sidecar.account.compat import UpstreamVersion
 from sidecar.account.exposition import (
     OPENMETRICS_TYPE,
     TEXT_TYPE,
@@ -102,7 +103,7 @@ class Sidecar:
         self.settings = settings
         self.metrics = Metrics(
             settings.labels,
-            compat=settings.compat != "off",
+            compat=settings.compat,
             costs=bool(settings.price_sources),
             clock=time.time,
         )
@@ -126,6 +127,11 @@ class Sidecar:
         self._litellm = self._way_to_litellm(settings, tls)
         self._lookups: Lookups | None = None
         self.prices = self._price_keeper(settings)
+        conflict = self.metrics.compat_conflict
+        self._upstream_version = UpstreamVersion(
+            self.metrics.upstream_info,
+            conflict.child("v1.100") if "v1.100" in settings.compat else None,
+        )
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
@@ -133,6 +139,7 @@ class Sidecar:
             keys=KeyReader(settings.key_header),
             pricing=self.prices.pricing if self.prices is not None else None,
             usage_log=self._usage_log,
+            upstream=self._upstream_version,
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )

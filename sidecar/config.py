@@ -85,10 +85,11 @@ class Settings(BaseSettings):
         "Token and response series kept in all; later label sets are counted under `other`.",
         "100 to 1000000",
     )
-    compat: Literal["v1.83", "off"] = _setting(
-        "v1.83",
-        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics.",
-        "v1.83 or off",
+    compat: Annotated[tuple[str, ...], NoDecode] = _setting(
+        ("v1.83",),
+        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics, `v1.100` for "
+        "the four that newer versions have themselves; see docs/migration.md.",
+        "a comma-separated choice of v1.83 and v1.100, or off",
     )
     team_file: Path | None = _setting(
         None,
@@ -275,6 +276,17 @@ class Settings(BaseSettings):
             if unknown := sorted(names - set(PRICE_SOURCES)):
                 raise ValueError(f"unknown: {', '.join(unknown)}")
             return tuple(name for name in PRICE_SOURCES if name in names)
+        return value
+
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _split_compat(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = {name.strip().lower() for name in value.split(",") if name.strip()}
+            unknown = sorted(names - {"off", "v1.83", "v1.100"})
+            if unknown or ("off" in names and len(names) > 1):
+                raise ValueError(f"unknown: {', '.join(unknown)}" if unknown else "off and on")
+            return tuple(name for name in ("v1.83", "v1.100") if name in names)
         return value
 
     @field_validator("rewrite_only", mode="before")

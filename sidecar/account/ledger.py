@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from sidecar.account.compat import CompatSeries, UpstreamVersion
 from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
 from sidecar.account.money import Money
@@ -113,8 +114,8 @@ class _Series:
     inputs: tuple[Value, ...]
     output: Value
     responses: dict[Outcome, Value]
-    compat: tuple[Value, ...] | None
-    """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+    compat: CompatSeries | None
+    """LiteLLM's own names; None where they are off."""
     money: Money | None
     """None where money is not counted."""
 
@@ -203,6 +204,7 @@ class Ledger:
         keys: finds the key of a request.
         pricing: prices answers; None where money is not counted.
         usage_log: takes a line for each exchange on an observed route; None where it is off.
+        upstream: is shown an answer's headers when it is due; None where nobody wants to know.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
     """
@@ -216,6 +218,7 @@ class Ledger:
         keys: KeyReader | None = None,
         pricing: Pricing | None = None,
         usage_log: UsageLog | None = None,
+        upstream: UpstreamVersion | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
@@ -225,6 +228,7 @@ class Ledger:
         self._keys = keys or KeyReader()
         self._pricing = pricing
         self._usage_log = usage_log
+        self._upstream = upstream
         self._max_label_values = max_label_values
         self._max_series = max_series
         # The compatible names need model and team, whichever labels are switched on.
@@ -245,7 +249,7 @@ class Ledger:
         self._values["team_alias"].add(NO_TEAM)
         self._alike: dict[tuple[object, ...], _Alike] = {}
         self._series: dict[tuple[str, ...], _Series] = {}
-        self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat)
+        self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat.families)
         if metrics.costs is not None:
             self._series_each += Money.SERIES
         self._series_made = 0
@@ -292,6 +296,8 @@ class Ledger:
             route.first_token.observe(exchange.first_token_s)
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
+        if self._upstream is not None and self._upstream.due:
+            self._upstream.note(exchange.response_headers)
         if observation is not None:
             if 200 <= exchange.status_code < 300:
                 self._take_answer(exchange, observation)
@@ -421,12 +427,7 @@ class Ledger:
             self._metrics.costs.unpriced.child(model, cost).value += 1
         series.responses[outcome].value += 1
         if series.compat is not None:
-            cached_tokens, hits, misses = series.compat
-            cached_tokens.value += usage.read_tokens
-            if outcome is Outcome.HIT:
-                hits.value += 1
-            elif outcome in (Outcome.WRITE, Outcome.NOT_CACHED):
-                misses.value += 1
+            series.compat.add(usage, outcome)
 
     def _observed(self, route: Route, model: str) -> dict[Status, Value]:
         """Return the series of what could be read, by status."""
@@ -520,7 +521,7 @@ class Ledger:
             inputs=tuple(metrics.input_tokens.child(*values, kind) for kind in InputClass),
             output=metrics.output_tokens.child(*values),
             responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
-            compat=tuple(family.child(model, model, team) for family in metrics.compat) or None,
+            compat=metrics.compat.series(model, team),
             money=Money(metrics.costs, values) if metrics.costs is not None else None,
         )
         self._series_made += self._series_each
