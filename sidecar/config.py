@@ -125,8 +125,8 @@ class Settings(BaseSettings):
         f"a comma-separated choice of {', '.join(PRICE_SOURCES)}, or nothing",
     )
     price_refresh_s: Annotated[float, Field(ge=60, le=604_800, allow_inf_nan=False)] = _setting(
-        3600.0,
-        "How often LiteLLM is asked for its prices.",
+        21_600.0,
+        "How often LiteLLM is asked for its prices. Its cost map takes it up to half a second.",
         "seconds, 60 to 604800",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
