@@ -8,6 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -25,6 +26,7 @@ from sidecar.account.log_file import LogFile
 from sidecar.account.metrics import Metrics
 from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
+from sidecar.admin.guard import Access, is_loopback
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
 from sidecar.errors import ConfigError, UpstreamError
@@ -139,7 +141,7 @@ class Sidecar:
         self.tunnel = tunnel_protocol(
             self.upstream, self.ledger, forwarded, first_byte_timeout_s=timeouts.first_byte_s
         )
-        self.admin = create_admin(self._render, self.readiness)
+        self.admin = create_admin(self._render, self.readiness, _access(settings))
         self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
@@ -260,3 +262,13 @@ class Sidecar:
         else:
             self._teams_read()
             logger.info("team_file_read", extra={"keys": keys})
+
+
+def _access(settings: Settings) -> Access:
+    token = settings.admin_token
+    return Access(
+        token_hash=sha256(token.get_secret_value().encode()).digest() if token else None,
+        open=settings.admin_open,
+        local=is_loopback(settings.admin_host),
+        metrics_guarded=settings.admin_guard_metrics,
+    )

@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -35,6 +35,8 @@ _Network = IPv4Network | IPv6Network
 
 _MAX_SHOWN = 100
 """Characters of a faulty value that are shown: a file's content may have been put there."""
+_MAX_SECRET_BYTES = 4096
+"""Longest secret: what stands in a header. A JWT has some hundreds."""
 
 
 def _setting(default: Any, description: str, allowed: str, *, shown: str = "") -> Any:
@@ -69,6 +71,24 @@ class Settings(BaseSettings):
     )
     admin_port: _Port = _setting(
         4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
+    )
+    admin_token_file: Path | None = _setting(
+        None, "File that holds SIDECAR_ADMIN_TOKEN.", "the path of a file with nothing else in it"
+    )
+    admin_token: Annotated[SecretStr | None, Field(validate_default=True)] = _setting(
+        None,
+        "What the admin port wants to see, but for metrics and probes, as `Bearer` token or as "
+        "password of `Basic`.",
+        "a secret, unless SIDECAR_ADMIN_TOKEN_FILE is set",
+    )
+    admin_open: bool = _setting(
+        False,
+        "Opens all of the admin port to whoever reaches it. Without this and without a token "
+        "that is so on loopback alone.",
+        "true or false; not with a token",
+    )
+    admin_guard_metrics: bool = _setting(
+        False, "Has /metrics want the token as well.", "true or false; true only with a token"
     )
     labels: Annotated[tuple[str, ...], NoDecode] = _setting(
         ("model", "team_alias", "provider"),
@@ -250,13 +270,15 @@ class Settings(BaseSettings):
             raise ValueError("not the port for clients")
         return value
 
-    @field_validator("upstream_ca_file", "team_file", mode="before")
+    @field_validator(
+        *("upstream_ca_file", "team_file", "admin_token_file", "admin_token"), mode="before"
+    )
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         # `check` shows it so, and compose sets a variable that is not there to nothing.
         return None if value == "" else value
 
-    @field_validator("upstream_ca_file", "team_file", mode="after")
+    @field_validator("upstream_ca_file", "team_file", "admin_token_file", mode="after")
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None:
@@ -267,6 +289,30 @@ class Settings(BaseSettings):
                     pass
             except OSError as exc:
                 raise ValueError(exc.strerror or "it cannot be read") from None
+        return value
+
+    @field_validator("admin_token", mode="after")
+    @classmethod
+    def _read_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Take the secret from its file, where one is named."""
+        path: Path | None = info.data.get(f"{info.field_name}_file")
+        if path is not None:
+            if value is not None:
+                raise ValueError("both are set")
+            with path.open("rb") as file:
+                text = file.read(_MAX_SECRET_BYTES + 1).decode("latin-1").strip()
+            value = SecretStr(text)
+        if value is not None and not re.fullmatch(
+            rf"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value.get_secret_value()
+        ):
+            raise ValueError("that cannot stand in a header")
+        return value
+
+    @field_validator("admin_open", "admin_guard_metrics", mode="after")
+    @classmethod
+    def _check_guard(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.field_name == "admin_open") == bool(info.data.get("admin_token")):
+            raise ValueError("there is a token" if info.data.get("admin_token") else "no token")
         return value
 
     @field_validator("upstream_ca_file", mode="after")
@@ -314,7 +360,8 @@ def _fault(error: Any) -> str:
     value = environ.get(PREFIX + name.upper(), str(field.default))
     if len(value) > _MAX_SHOWN:
         value = f"{value[:_MAX_SHOWN]}…"
-    fault = f"{PREFIX}{name.upper()}={_masked(value)!r} must be {allowed(field)}"
+    shown = "***" if field.annotation == SecretStr | None else _masked(value)
+    fault = f"{PREFIX}{name.upper()}={shown!r} must be {allowed(field)}"
     if error["type"] == "value_error" and (reason := str(error["ctx"]["error"])):
         fault += f" ({_masked(reason)})"
     if re.match(r"tcp://[\d.]+:\d+$", value):

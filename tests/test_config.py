@@ -90,6 +90,35 @@ def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert secret not in "".join(found)
 
 
+def test_admin_token_comes_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of the two says it, and none of what is shown does."""
+    assert load_settings().admin_token is None
+    path = tmp_path / "token"
+    path.write_text(" hunter2\r\n")
+    for name, value in (("ADMIN_TOKEN", "hunter2"), ("ADMIN_TOKEN_FILE", str(path))):
+        monkeypatch.setenv(f"SIDECAR_{name}", value)
+        token = load_settings().admin_token
+        assert token is not None
+        assert token.get_secret_value() == "hunter2"
+        assert "hunter" not in repr(load_settings())
+        monkeypatch.delenv(f"SIDECAR_{name}")
+    (fault,) = faults(monkeypatch, ADMIN_TOKEN="hunter3", ADMIN_TOKEN_FILE=str(path))
+    assert "both are set" in fault
+    assert "hunter" not in fault
+    (fault,) = faults(monkeypatch, ADMIN_TOKEN="hunter four", ADMIN_TOKEN_FILE="")
+    assert "hunter" not in fault
+
+
+def test_guard_of_the_admin_port_is_not_contradictory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open and a token cannot both be meant, nor metrics that want a token which is not there."""
+    (fault,) = faults(monkeypatch, ADMIN_GUARD_METRICS="true")
+    assert fault.startswith("SIDECAR_ADMIN_GUARD_METRICS=")
+    (fault,) = faults(monkeypatch, ADMIN_TOKEN="x", ADMIN_OPEN="true", ADMIN_GUARD_METRICS="true")
+    assert fault.startswith("SIDECAR_ADMIN_OPEN=")
+
+
 @pytest.mark.parametrize(
     "value",
     [
