@@ -19,6 +19,7 @@ from sidecar.config import Settings
 from sidecar.exchange import Observer
 from sidecar.lifecycle import Lifecycle
 from tests.support.process import ManagedProcess, free_port
+from tests.support.secrets import assert_no_keys
 
 __all__ = ["Running", "SidecarProcess", "running", "sidecar_process", "until"]
 
@@ -125,6 +126,8 @@ def sidecar_process(
         "SIDECAR_DRAIN_DELAY_S": "0",
         "SIDECAR_DRAIN_TIMEOUT_S": "2",
         "SIDECAR_FINAL_SCRAPE_WAIT_S": "0",
+        # What must not be in the log must not be there at any level.
+        "SIDECAR_LOG_LEVEL": "debug",
     }
     process = ManagedProcess(
         [sys.executable, "-m", "sidecar", "serve"],
@@ -139,6 +142,7 @@ def sidecar_process(
         yield sidecar
     finally:
         process.stop()
+        assert_no_keys(process.log.read_bytes(), "the sidecar's output")
 
 
 def _answers(url: str) -> bool:
