@@ -190,7 +190,7 @@ def _submit_us() -> float:
 
 
 def _line_us(lines: Lines) -> float:
-    log = UsageLog(lines, Metrics((), compat=False, clock=time.time))
+    log = UsageLog(lines, Metrics((), compat=(), clock=time.time))
     exchange = _exchange()
     observation = exchange.observation
     assert observation is not None
