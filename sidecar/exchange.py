@@ -1,6 +1,7 @@
 """The records that pass between the rooms of the sidecar.
 
-Everything here is a frozen value or a closed enum whose values become label values.
+Everything here is a frozen value or a closed enum whose values become label values. The values
+are tuples, because some are made on every request: a frozen dataclass takes twice as long.
 Data moves one way: `proxy` makes an `Exchange`, `observe` fills its `Observation`,
 `account` turns it into names and numbers. Nothing here knows any of the three.
 """
@@ -8,12 +9,12 @@ Data moves one way: `proxy` makes an `Exchange`, `observe` fills its `Observatio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 __all__ = [
     "LABEL_NAMES",
+    "NO_USAGE",
     "Accounts",
     "Dialect",
     "End",
@@ -35,6 +36,7 @@ __all__ = [
     "Transformer",
     "UpstreamFault",
     "Usage",
+    "first_values",
     "header",
 ]
 
@@ -204,8 +206,7 @@ class LogFault(_LabelValue):
     """A file that is full could not be renamed; nothing is lost, it grows on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Token counts as the wire said them; `None` where it said nothing, or null.
 
     The fields carry Anthropic's names. `input_tokens` is the part that was neither read from
@@ -254,6 +255,8 @@ class Usage:
         `write_unknown`, and a split that exceeds the total is clamped to it.
         """
         total = self.write_tokens
+        if not total:
+            return (self.input_tokens or 0, self.cache_read_input_tokens or 0, 0, 0, 0)
         write_5m = min(self.ephemeral_5m_input_tokens or 0, total)
         write_1h = min(self.ephemeral_1h_input_tokens or 0, total - write_5m)
         return (
@@ -265,11 +268,11 @@ class Usage:
         )
 
 
-_NOTHING = Usage()
+NO_USAGE = Usage()
+"""Nothing was said."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """What the request body asked for; `None` where it could not be read."""
 
     model: str | None = None
@@ -280,12 +283,11 @@ class RequestFacts:
     """Whether a `cache_control` stands anywhere in the request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(NamedTuple):
     """What one response said, read by `observe`."""
 
     status: Status
-    usage: Usage = _NOTHING
+    usage: Usage = NO_USAGE
     response_model: str | None = None
     """`model` of the answer, as the provider spells it."""
     message_id: str | None = None
@@ -295,10 +297,7 @@ class Observation:
 
 
 class Exchange(NamedTuple):
-    """One request and its answer, at its end. All durations are seconds.
-
-    A tuple, because it is made on every request: a frozen dataclass takes twice as long.
-    """
+    """One request and its answer, at its end. All durations are seconds."""
 
     route: Route
     method: str
@@ -435,3 +434,8 @@ def header(headers: RawHeaders, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def first_values(headers: RawHeaders) -> dict[bytes, bytes]:
+    """Map each name to its first value; takes as long as one `header` does."""
+    return dict(reversed(headers))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -58,7 +59,13 @@ def key_hash(headers: RawHeaders) -> str | None:
 
 def named_in(headers: RawHeaders, name: bytes) -> str | None:
     """Read a name from a header that the LiteLLM callback sets: UTF-8, percent-encoded or not."""
-    raw = unquote_to_bytes(header(headers, name) or b"")
+    raw = header(headers, name)
+    return _unescaped(raw) if raw else None
+
+
+@lru_cache(maxsize=1024)
+def _unescaped(escaped: bytes) -> str | None:
+    raw = unquote_to_bytes(escaped)
     try:
         value = raw.decode()
     except UnicodeDecodeError:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.exchange import RawHeaders, RequestFacts, header
+from sidecar.exchange import RawHeaders, RequestFacts, first_values
 from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import MemberReader
 
@@ -63,12 +63,13 @@ class BodyReader:
         self._facts: RequestFacts | None = None
         self._chunks: list[bytes] = []
         self._scanner: _Scanner | None = None
-        if codings_of(headers):
+        fields = first_values(headers)
+        if b"content-encoding" in fields and codings_of(headers):
             # LiteLLM decodes no request coding either: it answers 400.
             self._facts = RequestFacts()
             return
-        length = header(headers, b"content-length")
-        if length is None or not length.strip().isdigit() or int(length) > _WHOLE_BYTES:
+        length = fields.get(b"content-length", b"").strip()
+        if not length.isdigit() or int(length) > _WHOLE_BYTES:
             self._scanner = _Scanner()
 
     def feed(self, chunk: bytes) -> None:
@@ -200,7 +201,7 @@ def _asks_for_caching(text: bytes) -> bool:
 
 def _facts(request: _Request, asked: bool) -> RequestFacts:
     return RequestFacts(
-        model=request.model if isinstance(request.model, str) else None,
-        stream=request.stream if isinstance(request.stream, bool) else None,
-        caching_asked=asked,
+        request.model if isinstance(request.model, str) else None,
+        request.stream if isinstance(request.stream, bool) else None,
+        asked,
     )

@@ -692,7 +692,7 @@ class Transport(httpx.AsyncBaseTransport):
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("latin-1"), target, b"".join(lines))
         if not head.count(b"\r") == head.count(b"\n") == len(headers) + 2:
             raise UpstreamError(UpstreamFault.MALFORMED_REQUEST, "a line break in the head")
-        chunked = body is not None and any(name == b"transfer-encoding" for name, _ in headers)
+        chunked = body is not None and b"transfer-encoding" in [name for name, _ in headers]
         connection = self._pool.take(asyncio.get_running_loop().time())
         if connection is None:
             connection = await self._connect()
