@@ -12,7 +12,7 @@ LITELLM_READY := $(LITELLM_VERSIONS:%=.litellm/%/.ready)
 BENCH_READY := .bench/envoy/.ready $(if $(filter all,$(PEERS)),.bench/mitmproxy/.ready .bench/node_modules/.ready .litellm/1.83.10/.ready)
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks chaos soak lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,12 @@ microbench: $(READY) ## Measure the tap alone against the committed baseline (AR
 
 leaks: bench-tools ## Put 100,000 requests through, cut 10% of them, and see whether anything stays.
 	$(BIN)/python -m bench.leaks $(ARGS)
+
+chaos: $(READY) ## Break everything in 220,000 exchanges and compare every count (needs Prometheus).
+	@$(BIN)/python -m bench.chaos $(ARGS)
+
+soak: $(READY) ## Run for 10 minutes at half of capacity; writes bench/SOAK.md (ARGS: bench/README.md).
+	@$(BIN)/python -m bench.soak $(if $(ARGS),$(ARGS),--write)
 
 .bench/envoy/.ready: requirements/bench.txt
 .bench/mitmproxy/.ready: requirements/bench-all.txt

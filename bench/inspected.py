@@ -1,13 +1,13 @@
 """A sidecar that tells what it holds: `python -m bench.inspected` serves like `sidecar serve`.
 
 At SIGUSR1 it writes how many tasks there are and how many connections to the upstream. `ask` puts
-that together with what the kernel and the metrics say of the process.
+that together with what the kernel and the metrics say of the process. Nothing else is different:
+not even the garbage collector is called.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import re
 import signal
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.accounting import open_files, resident_bytes
 from sidecar.app import Sidecar
@@ -27,7 +28,7 @@ from sidecar.lifecycle import Lifecycle
 from sidecar.logs import set_up_logging
 from tests.support.process import ManagedProcess
 
-__all__ = ["State", "ask", "start"]
+__all__ = ["State", "ask", "samples", "start"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SAID = re.compile(r"tasks=(\d+) connections=(\d+)")
@@ -53,7 +54,6 @@ async def _serve() -> None:
     lifecycle = Lifecycle(sidecar)
 
     def say() -> None:
-        gc.collect()
         tasks, connections = len(asyncio.all_tasks()), sidecar.upstream.open_connections
         os.write(1, b"tasks=%d connections=%d\n" % (tasks, connections))
 
@@ -92,13 +92,10 @@ def ask(process: ManagedProcess, admin_port: int) -> State:
         time.sleep(0.02)
     # Before the scrape, whose own connection would be among them.
     files = open_files(process.pid)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{admin_port}/metrics", timeout=10) as response:
-        text = response.read().decode()
+    counted = samples(admin_port)
 
     def total(name: str) -> int:
-        values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
-        return int(sum(map(float, values)))
+        return int(sum(value for labels, value in counted if labels["__name__"] == name))
 
     tasks, connections = map(int, found[-1])
     return State(
@@ -109,6 +106,18 @@ def ask(process: ManagedProcess, admin_port: int) -> State:
         total("litellm_sidecar_http_requests_in_flight"),
         total("litellm_sidecar_internal_errors_total"),
     )
+
+
+def samples(admin_port: int) -> list[tuple[dict[str, str], float]]:
+    """Read the metrics: labels, the name as `__name__` among them, and value."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{admin_port}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    return [
+        ({"__name__": sample.name, **sample.labels}, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    ]
 
 
 if __name__ == "__main__":

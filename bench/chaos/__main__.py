@@ -47,7 +47,7 @@ def print_report(report: Report) -> None:
 def main() -> None:
     """Run, and exit with 1 if anything is not as it has to be."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
-    parser.add_argument("--exchanges", type=int, default=200_000)
+    parser.add_argument("--exchanges", type=int, default=220_000)
     parser.add_argument("--clients", type=int, default=96)
     parser.add_argument("--restarts", type=int, default=8, help="of the upstream")
     parser.add_argument("--seed", type=int, default=None, help="drawn, and printed, if not given")

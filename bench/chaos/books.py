@@ -29,6 +29,8 @@ class Attempt:
     complete: bool = False
     """Whether the answer came to its end."""
     left: bool = False
+    took_s: float = 0.0
+    """From the request to the answer's end, where the answer was undisturbed; else 0."""
     fault: str = ""
     """What must not be."""
     # The stand-in's side.

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from itertools import count
 from typing import cast
 
 import httptools
@@ -16,7 +17,7 @@ from bench.chaos.plans import Leaving, Plan
 __all__ = ["drive"]
 
 _RESET = struct.pack("ii", 1, 0)
-_HUNG_S = 30.0
+_HUNG_S = 60.0
 _CLOSED_WITHIN_S = 10.0
 _RETRY_S = 0.02
 
@@ -42,6 +43,7 @@ class _Connection(asyncio.Protocol):
         elif leaving is not None and leaving.when == "body":
             sent = plan.request_head + leaving.amount
         attempt.head_written = sent >= plan.request_head
+        began = self._loop.time()
         self._transport.write(plan.request[:sent])
         if leaving is not None and leaving.when != "answered":
             pause_s = leaving.amount / 1000 if leaving.when == "asked" else 0.001
@@ -55,7 +57,9 @@ class _Connection(asyncio.Protocol):
         if attempt.left and leaving is not None and leaving.how == "half":
             await self._await_close(attempt)
         self._attempt = None
-        if not attempt.complete or attempt.left:
+        if attempt.complete and plan.undisturbed:
+            attempt.took_s = self._loop.time() - began
+        if not attempt.complete or attempt.left or sent < len(plan.request):
             self._transport.abort()
             self.closed = True
         attempt.left = attempt.left or not attempt.complete
@@ -172,12 +176,23 @@ async def _connect(books: Books, port: int) -> _Connection:
             await asyncio.sleep(_RETRY_S)
 
 
-async def drive(books: Books, port: int, *, clients: int, until: Callable[[], bool]) -> None:
-    """Make exchanges until there are enough."""
+async def drive(
+    books: Books, port: int, *, clients: int, until: Callable[[], bool], rate: float | None = None
+) -> None:
+    """Make exchanges until there are enough.
+
+    Args:
+        rate: how many are begun in a second, by a schedule that does not wait for answers; as
+            many as go if not given.
+    """
+    loop = asyncio.get_running_loop()
+    began, turns = loop.time(), count()
 
     async def work() -> None:
         connection: _Connection | None = None
         while not until():
+            if rate is not None:
+                await asyncio.sleep(began + next(turns) / rate - loop.time())
             if connection is None or connection.closed:
                 connection = await _connect(books, port)
             attempt, plan = books.begin()

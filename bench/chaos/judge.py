@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from bench.chaos.books import Attempt, Books
 from bench.chaos.plans import NOTHING, Plan, Reading, tokens_of
 
-__all__ = ["CLASSES", "OUTCOMES", "STATUSES", "Verdict", "judge", "read_lines"]
+__all__ = ["CLASSES", "OUTCOMES", "STATUSES", "Life", "Samples", "Verdict", "judge", "read_lines"]
 
 CLASSES = ("uncached", "read", "write_5m", "write_1h", "write_unknown", "output")
 STATUSES = ("complete", "partial", "missing", "invalid", "oversized", "encoded", "error")
@@ -28,6 +28,15 @@ OUTCOMES = ("hit", "write", "not_cached", "not_asked", "unreported", "unknown")
 _P = "litellm_sidecar_"
 Line = dict[str, Any]
 Samples = Iterable[tuple[Mapping[str, str], float]]
+
+
+class Life(NamedTuple):
+    """What one process of the sidecar said."""
+
+    lines: list[bytes]
+    """Of its usage log."""
+    samples: Samples
+    """Its metrics as they were scraped last; the name is the label `__name__`."""
 
 
 class Truth(NamedTuple):
@@ -72,12 +81,8 @@ def read_lines(path: Path) -> list[bytes]:
     return [line for file in (*renamed, path) for line in file.read_bytes().splitlines(True)]
 
 
-def judge(books: Books, lives: list[tuple[list[bytes], Samples]]) -> Verdict:
-    """Compare.
-
-    Args:
-        lives: of each life of the sidecar its lines, and the metrics as Prometheus has them last.
-    """
+def judge(books: Books, lives: Sequence[Life]) -> Verdict:
+    """Compare the books with what each life of the sidecar said."""
     verdict = Verdict(exchanges=len(books.attempts))
     verdict.offences += books.faults
     by_number: dict[int, list[Line]] = {}
@@ -231,8 +236,11 @@ def _number_of(line: Line) -> int:
     return int(line["user_agent"].rpartition(" ")[2])
 
 
-def _tokens(line: Line) -> tuple[int, ...]:
-    return tuple(line[f"{name}_tokens"] or 0 for name in CLASSES)
+def _tokens(line: Line) -> tuple[int, int, int, int, int, int]:
+    uncached, read, write_5m, write_1h, unknown, output = (
+        int(line[f"{name}_tokens"] or 0) for name in CLASSES
+    )
+    return uncached, read, write_5m, write_1h, unknown, output
 
 
 def _said(line: Line) -> Truth:

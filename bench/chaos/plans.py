@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 NOTHING = Reading("partial")
 
 
-def tokens_of(reading: Reading) -> tuple[int, ...]:
+def tokens_of(reading: Reading) -> tuple[int, int, int, int, int, int]:
     """The five input classes and the output."""
     return reading[1:7]
 
@@ -118,6 +118,11 @@ class Plan:
     # What the client does.
     leaving: Leaving | None = None
     client_pause_s: float = 0.0
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether nothing is done to it, and the answer comes at once."""
+        return "," not in self.name and not self.gap_s
 
     @property
     def promised(self) -> int:
@@ -259,6 +264,7 @@ _KINDS = (
 _FAULTS = (
     ("none", 620),
     ("stall", 30),
+    ("long stall", 2),
     ("single bytes", 6),
     ("torn writes", 60),
     ("closed early", 30),
@@ -588,7 +594,7 @@ def _disturb(made: Plan, chance: random.Random) -> None:
         made.cuts = []  # all at once
     if fault == "none" or (len(made.wire) > 1_000_000 and fault != "stall"):
         return
-    if made.method == "GET" and "leaves in body" == fault:
+    if made.method == "GET" and fault == "leaves in body":
         return
     made.name += ", " + fault
     settled = chance.random() < 0.5
@@ -610,6 +616,12 @@ def _disturb(made: Plan, chance: random.Random) -> None:
 def _stall(made: Plan, chance: random.Random) -> None:
     made.cuts = sorted({*made.cuts, chance.randrange(1, len(made.wire))})
     made.stall = chance.randrange(0, len(made.cuts) + 1), chance.random() * 0.3
+
+
+def _long_stall(made: Plan, chance: random.Random) -> None:
+    """Longer than a sidecar that drains waits for it."""
+    _stall(made, chance)
+    made.stall = len(made.cuts), 1.5 + chance.random()
 
 
 def _single_bytes(made: Plan, chance: random.Random) -> None:
@@ -650,6 +662,7 @@ def _slow_client(made: Plan, chance: random.Random) -> None:
 
 _DISTURB = {
     "stall": _stall,
+    "long stall": _long_stall,
     "single bytes": _single_bytes,
     "torn writes": _torn_writes,
     "closed early": _closed_early,
@@ -666,8 +679,9 @@ def _lie(made: Plan, chance: random.Random, *, short: bool) -> None:
         made.head = made.head.replace(b"transfer-encoding: chunked", b"content-length: {length}")
         made.framing = "length"
     else:
-        made.head = made.head.replace(b"content-length: %d" % made.declared,
-                                      b"content-length: {length}")
+        made.head = made.head.replace(
+            b"content-length: %d" % made.declared, b"content-length: {length}"
+        )
     body_bytes = len(made.body)
     if short:
         made.declared = chance.randrange(0, body_bytes)

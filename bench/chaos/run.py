@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from bench.chaos.books import Books
 from bench.chaos.client import drive
-from bench.chaos.judge import Samples, Verdict, judge, read_lines
+from bench.chaos.judge import Life, Samples, Verdict, judge, read_lines
 from bench.chaos.standin import StandIn
 from bench.inspected import State, ask, start
 from tests.support.process import ManagedProcess, free_port
@@ -42,6 +42,7 @@ class Report:
 
     verdict: Verdict
     books: Books
+    lives: list[Life]
     seconds: float
     before: State
     after: State
@@ -57,8 +58,8 @@ class Report:
         )
 
 
-class _Life:
-    """One process of the sidecar."""
+class _Process:
+    """One life of the sidecar."""
 
     def __init__(self, number: int, directory: Path, port: int, upstream_port: int) -> None:
         self.admin_port = free_port()
@@ -113,7 +114,7 @@ async def run(
     port = free_port()
     with TemporaryDirectory(prefix="chaos-") as name:
         directory = Path(name)
-        lives = [_Life(number, directory, port, standin.port) for number in (1, 2)]
+        lives = [_Process(number, directory, port, standin.port) for number in (1, 2)]
         targets = {"sidecar": [life.instance for life in lives]}
         prometheus = Prometheus(targets, directory)
         try:
@@ -121,8 +122,16 @@ async def run(
             await asyncio.to_thread(prometheus.__enter__)
             try:
                 return await _run(
-                    exchanges, port, books, standin, lives, prometheus, directory,
-                    clients=clients, restarts=restarts, say=say,
+                    exchanges,
+                    port,
+                    books,
+                    standin,
+                    lives,
+                    prometheus,
+                    directory,
+                    clients=clients,
+                    restarts=restarts,
+                    say=say,
                 )
             finally:
                 await asyncio.to_thread(prometheus.__exit__, None, None, None)
@@ -137,7 +146,7 @@ async def _run(
     port: int,
     books: Books,
     standin: StandIn,
-    lives: list[_Life],
+    lives: list[_Process],
     prometheus: Prometheus,
     directory: Path,
     *,
@@ -177,9 +186,8 @@ async def _run(
     lines = await asyncio.to_thread(read_lines, usage_log)
     lives[1].lines = lines[len(lives[0].lines) :]
     samples = [await asyncio.to_thread(_final_samples, prometheus, life) for life in lives]
-    verdict = await asyncio.to_thread(
-        judge, books, [(life.lines, values) for life, values in zip(lives, samples, strict=True)]
-    )
+    evidence = [Life(life.lines, values) for life, values in zip(lives, samples, strict=True)]
+    verdict = await asyncio.to_thread(judge, books, evidence)
     leaks = _compare(before, after)
     if standin.open_connections:
         leaks.append(f"{standin.open_connections} connections to the upstream are open")
@@ -187,7 +195,7 @@ async def _run(
     for number, tail in enumerate(tails, 1):
         if '"no_final_scrape"' in tail or '"final_scrape"' not in tail:
             verdict.offences.append(f"life {number} ended without a final scrape")
-    return Report(verdict, books, seconds, before, after, leaks, exit_codes, tails)
+    return Report(verdict, books, evidence, seconds, before, after, leaks, exit_codes, tails)
 
 
 async def _until(books: Books, count: int, load: asyncio.Task[None]) -> None:
@@ -195,7 +203,7 @@ async def _until(books: Books, count: int, load: asyncio.Task[None]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _at_rest(life: _Life, standin: StandIn, wanted: State | None) -> State:
+async def _at_rest(life: _Process, standin: StandIn, wanted: State | None) -> State:
     """Say what a sidecar holds when nothing is asked of it and idle connections are gone."""
     deadline = time.monotonic() + _RESTS_WITHIN_S
     while True:
@@ -222,7 +230,7 @@ def _compare(before: State, after: State) -> list[str]:
     return faults
 
 
-def _final_samples(prometheus: Prometheus, life: _Life) -> Samples:
+def _final_samples(prometheus: Prometheus, life: _Process) -> Samples:
     """All series of a life, as they were scraped last."""
     return prometheus.query(
         f'last_over_time({{instance="{life.instance}",__name__=~"litellm_.*"}}[3h])'
