@@ -90,6 +90,52 @@ def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert secret not in "".join(found)
 
 
+def test_secret_comes_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of the two says it, and none of what is shown does."""
+    assert load_settings().litellm_key is None
+    monkeypatch.setenv("SIDECAR_LITELLM_KEY", "sk-viewer-1")
+    key = load_settings().litellm_key
+    assert key is not None
+    assert key.get_secret_value() == "sk-viewer-1"
+    assert "viewer" not in repr(load_settings())
+    monkeypatch.setenv("SIDECAR_LITELLM_KEY", "")
+    path = tmp_path / "key"
+    path.write_text(" sk-viewer-2\r\n")
+    monkeypatch.setenv("SIDECAR_LITELLM_KEY_FILE", str(path))
+    key = load_settings().litellm_key
+    assert key is not None
+    assert key.get_secret_value() == "sk-viewer-2"
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two words", "sk-one\nsk-two", "clé", "x" * 5000])
+def test_faulty_secret_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    """What cannot be a key is a fault, wherever it stands, and the fault does not repeat it."""
+    path = tmp_path / "key"
+    path.write_text(content)
+    (fault,) = faults(monkeypatch, LITELLM_KEY_FILE=str(path))
+    assert fault.startswith("SIDECAR_LITELLM_KEY='***' must be a LiteLLM key")
+    assert "cannot stand in a header" in fault
+    if content.strip():
+        monkeypatch.delenv("SIDECAR_LITELLM_KEY_FILE")
+        (fault,) = faults(monkeypatch, LITELLM_KEY=content)
+        assert content not in fault
+
+
+def test_secret_has_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A secret that is said twice could be two; a file that is not there is one fault."""
+    path = tmp_path / "key"
+    path.write_text("hunter2")
+    (fault,) = faults(monkeypatch, LITELLM_KEY="hunter3", LITELLM_KEY_FILE=str(path))
+    assert "both are set" in fault
+    assert "hunter" not in fault
+    (fault,) = faults(monkeypatch, LITELLM_KEY="", LITELLM_KEY_FILE=str(tmp_path / "absent"))
+    assert fault.startswith("SIDECAR_LITELLM_KEY_FILE=")
+
+
 @pytest.mark.parametrize(
     "value",
     [

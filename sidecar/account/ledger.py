@@ -2,7 +2,8 @@
 
 `submit` resolves the names of a label set once and keeps the series that go with it, so that
 counting an exchange whose labels are known costs a few additions. It runs in the event loop,
-never waits, and may raise: the relay contains that, and `contain` counts it.
+never waits, and may raise: the relay contains that, and `contain` counts it. Where the owner of
+a key has first to be looked up, what an answer said is counted under its name when that is known.
 
 Labels come from what a client or an upstream says, and both can say anything. Names are taken
 only from a 2xx answer, so that refused requests make no series; each label keeps its first N
@@ -15,11 +16,15 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
-from sidecar.account.identity import NO_TEAM, UNKNOWN, key_hash, named_in
+from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
+from sidecar.account.money import Money
+from sidecar.account.pricing import Pricing
+from sidecar.account.rates import ATTO, Cost, Unpriced
 from sidecar.account.store import Value
 from sidecar.account.usage_log import UsageLog
 from sidecar.exchange import (
@@ -38,7 +43,7 @@ from sidecar.exchange import (
     header,
 )
 
-__all__ = ["Ledger", "provider_of"]
+__all__ = ["Ledger", "client_of", "provider_of"]
 
 logger = logging.getLogger("sidecar.account")
 
@@ -49,13 +54,6 @@ _METHODS = frozenset(
 )
 _ANTHROPIC_ID = re.compile(r"msg_0\w{20,}$")
 _CLIENT = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})/v?(\d{1,6})")
-
-
-class Teams(Protocol):
-    """A map from key hashes to teams."""
-
-    def team_of(self, hashed: str) -> str | None:
-        """Return the team of a key; None if it is not known."""
 
 
 def provider_of(exchange: Exchange, observation: Observation) -> str:
@@ -79,24 +77,30 @@ def provider_of(exchange: Exchange, observation: Observation) -> str:
     return "anthropic" if _ANTHROPIC_ID.match(message_id) else UNKNOWN
 
 
-def _client_of(exchange: Exchange) -> str:
+def client_of(user_agent: str) -> str:
     """Name the client and its major version, from its User-Agent."""
-    agent = (header(exchange.request_headers, b"user-agent") or b"").decode("latin-1")
-    match = _CLIENT.match(agent)
+    match = _CLIENT.match(user_agent)
     return f"{match[1].lower()}/{match[2]}" if match else UNKNOWN
+
+
+def _client_label(exchange: Exchange, _: Observation) -> str:
+    return client_of((header(exchange.request_headers, b"user-agent") or b"").decode("latin-1"))
 
 
 def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
     return lambda exchange, _: named_in(exchange.response_headers, name) or UNKNOWN
 
 
+def _said_later(exchange: Exchange, observation: Observation) -> str:
+    """Stand for a label that comes with the owner."""
+    return UNKNOWN
+
+
 _LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
     "provider": provider_of,
     "response_model": lambda _, observation: observation.response_model or UNKNOWN,
     "model_id": _header_label(b"x-litellm-model-id"),
-    "api_key_alias": _header_label(b"x-litellm-key-alias"),
-    "hashed_api_key": lambda exchange, _: key_hash(exchange.request_headers) or UNKNOWN,
-    "client": lambda exchange, _: _client_of(exchange),
+    "client": _client_label,
 }
 
 
@@ -109,6 +113,20 @@ class _Series:
     responses: dict[Outcome, Value]
     compat: tuple[Value, ...] | None
     """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+    money: Money | None
+    """None where money is not counted."""
+
+
+class _Reading(NamedTuple):
+    """What is counted of a 2xx answer. It waits while its owner is looked up, and holds no key."""
+
+    route: Route
+    observation: Observation
+    outcome: Outcome
+    cost: Cost | Unpriced | None
+    """None where no usage is reported, or money is not counted."""
+    values: list[str]
+    """Those of the labels, in which the owner's names have still to be put."""
 
 
 class _RouteSeries:
@@ -154,7 +172,9 @@ class Ledger:
     Args:
         metrics: what is counted; it says which labels token series carry, from `LABEL_NAMES`.
         outcome_of: says what the prompt cache did for an answer.
-        teams: a map from key hashes to teams; None without one.
+        identities: knows to whom keys belong; None where only the answers' headers say it.
+        keys: finds the key of a request.
+        pricing: prices answers; None where money is not counted.
         usage_log: takes a line for each exchange on an observed route; None where it is off.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
@@ -165,14 +185,18 @@ class Ledger:
         metrics: Metrics,
         outcome_of: Callable[[Observation, RequestFacts], Outcome],
         *,
-        teams: Teams | None = None,
+        identities: Resolver | None = None,
+        keys: KeyReader | None = None,
+        pricing: Pricing | None = None,
         usage_log: UsageLog | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
         self._metrics = metrics
         self._outcome_of = outcome_of
-        self._teams = teams
+        self._identities = identities
+        self._keys = keys or KeyReader()
+        self._pricing = pricing
         self._usage_log = usage_log
         self._max_label_values = max_label_values
         self._max_series = max_series
@@ -182,16 +206,23 @@ class Ledger:
             for label in LABEL_NAMES
             if label in ("model", "team_alias") or label in metrics.labels
         )
-        self._others = [(label, _LABELS[label]) for label in self._names_kept[2:]]
+        readers = _LABELS | {"hashed_api_key": lambda given, _: self._hash_of(given) or UNKNOWN}
+        self._others = [readers.get(label, _said_later) for label in self._names_kept[2:]]
+        names = self._names_kept
+        self._provider_at = names.index("provider") if "provider" in names else None
+        self._alias_at = (*self._names_kept, "api_key_alias").index("api_key_alias")
+        self._alias_wanted = self._alias_at < len(self._names_kept)
         self._values: dict[str, set[str]] = {label: {UNKNOWN} for label in LABEL_NAMES}
         self._values["team_alias"].add(NO_TEAM)
         self._series: dict[tuple[str, ...], _Series] = {}
         self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat)
+        if metrics.costs is not None:
+            self._series_each += Money.SERIES
         self._series_made = 0
         self._overflowed: set[str] = set()
         self._seen_faults: set[tuple[str, str]] = set()
         self.submitted = 0
-        """How many exchanges were taken."""
+        """How many exchanges were taken, and how many of them counted later."""
         self._observations: dict[tuple[Route, str], dict[Status, Value]] = {}
         self._routes: dict[Route, _RouteSeries] = {}
         # What is known beforehand exists at zero from the start.
@@ -232,15 +263,10 @@ class Ledger:
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
         if observation is not None:
-            outcome = self._record(exchange, observation)
-            if self._usage_log is not None:
-                self._usage_log.write(
-                    exchange,
-                    observation,
-                    outcome=outcome,
-                    provider=provider_of(exchange, observation),
-                    team_alias=self._team_of(exchange),
-                )
+            if 200 <= exchange.status_code < 300:
+                self._take_answer(exchange, observation)
+            else:
+                self._take_refusal(exchange, observation)
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
@@ -268,22 +294,101 @@ class Ledger:
             found = self._routes[route] = _RouteSeries(self._metrics, route)
         return found
 
-    def _record(self, exchange: Exchange, observation: Observation) -> Outcome | None:
-        """Count what an observed answer said; returns the outcome of a 2xx one."""
-        if not 200 <= exchange.status_code < 300:
-            # A refused request may name any model: only a name that is known is taken.
-            model = exchange.facts.model
-            known = model if model is not None and model in self._values["model"] else UNKNOWN
-            self._observed(exchange.route, known)[observation.status].value += 1
-            return None
-        names = self._names(exchange, observation)
+    def _take_answer(self, exchange: Exchange, observation: Observation) -> None:
+        """Count what a 2xx answer said, now or when its owner is known, and write its line."""
+        headers = exchange.response_headers
+        team = named_in(headers, b"x-litellm-team-alias")
+        alias = named_in(headers, b"x-litellm-key-alias") if self._alias_wanted else None
+        reading = _Reading(
+            exchange.route,
+            observation,
+            self._outcome_of(observation, exchange.facts),
+            self._pricing.price(exchange, observation) if self._pricing is not None else None,
+            [
+                exchange.facts.model or UNKNOWN,
+                UNKNOWN,
+                *[read(exchange, observation) for read in self._others],
+            ],
+        )
+        identities = self._identities
+        if identities is not None and team is not None and (alias or not self._alias_wanted):
+            identities = None  # there is nothing to ask
+        hashed = None
+        if identities is not None or self._usage_log is not None:
+            hashed = self._hash_of(exchange)
+        waits = False
+        if identities is not None and hashed is not None:
+            late = partial(self._record_late, reading, team, alias)
+            owner = identities.resolve(hashed, late)
+            if owner is None:
+                waits = True
+                owner = identities.known(hashed)
+            team, alias = team or owner.team, alias or owner.key_alias
+        if self._usage_log is not None:
+            self._usage_log.write(
+                exchange,
+                observation,
+                outcome=reading.outcome,
+                provider=self._provider_of(exchange, reading),
+                team_alias=team or UNKNOWN,
+                hashed_key=hashed,
+                cost_usd=reading.cost.total / ATTO if isinstance(reading.cost, Cost) else None,
+            )
+        if not waits:
+            self._count(reading, team, alias)
+
+    def _take_refusal(self, exchange: Exchange, observation: Observation) -> None:
+        """Count an answer that is no 2xx one, and write its line.
+
+        A refused request may name any model, and carry any key: only a name that is known is
+        taken, and nobody is asked for the key.
+        """
+        model = exchange.facts.model
+        known = model if model is not None and model in self._values["model"] else UNKNOWN
+        self._observed(exchange.route, known)[observation.status].value += 1
+        if self._usage_log is None:
+            return
+        hashed = self._hash_of(exchange)
+        team = named_in(exchange.response_headers, b"x-litellm-team-alias")
+        if team is None and hashed is not None and self._identities is not None:
+            team = self._identities.known(hashed).team
+        self._usage_log.write(
+            exchange,
+            observation,
+            outcome=None,
+            provider=provider_of(exchange, observation),
+            team_alias=team or UNKNOWN,
+            hashed_key=hashed,
+        )
+
+    def _record_late(
+        self, reading: _Reading, team: str | None, alias: str | None, owner: Owner
+    ) -> None:
+        """Count what an answer said, whose owner had to be looked up."""
+        self.submitted += 1
+        try:
+            self._count(reading, team or owner.team, alias or owner.key_alias)
+        except Exception as exc:
+            # The relay has long ended the exchange: nobody else contains this.
+            self.contain("account", exc)
+
+    def _count(self, reading: _Reading, team: str | None, alias: str | None) -> None:
+        """Count what an answer said, under the names of its owner."""
+        route, observation, outcome, cost, values = reading
+        values[1] = team or UNKNOWN
+        if self._alias_wanted:
+            values[self._alias_at] = alias or UNKNOWN
+        names = tuple(map(self._kept, self._names_kept, values))
         series = self._series.get(names) or self._admit(names)
-        self._observed(exchange.route, names[0])[observation.status].value += 1
+        self._observed(route, names[0])[observation.status].value += 1
         usage = observation.usage
         for child, tokens in zip(series.inputs, usage.input_classes(), strict=True):
             child.value += tokens
         series.output.value += usage.output_tokens or 0
-        outcome = self._outcome_of(observation, exchange.facts)
+        if isinstance(cost, Cost) and series.money is not None:
+            series.money.add(cost)
+        elif isinstance(cost, Unpriced) and self._metrics.costs is not None:
+            self._metrics.costs.unpriced.child(names[0], cost).value += 1
         series.responses[outcome].value += 1
         if series.compat is not None:
             cached_tokens, hits, misses = series.compat
@@ -292,7 +397,6 @@ class Ledger:
                 hits.value += 1
             elif outcome in (Outcome.WRITE, Outcome.NOT_CACHED):
                 misses.value += 1
-        return outcome
 
     def _observed(self, route: Route, model: str) -> dict[Status, Value]:
         """Return the series of what could be read, by status."""
@@ -303,23 +407,13 @@ class Ledger:
             self._observations[route, model] = found
         return found
 
-    def _names(self, exchange: Exchange, observation: Observation) -> tuple[str, ...]:
-        """Resolve model and team, and then the other labels that are switched on."""
-        return (
-            self._kept("model", exchange.facts.model or UNKNOWN),
-            self._kept("team_alias", self._team_of(exchange)),
-            *[self._kept(label, read(exchange, observation)) for label, read in self._others],
-        )
+    def _hash_of(self, exchange: Exchange) -> str | None:
+        return self._keys.hash_of(exchange.route, exchange.request_headers)
 
-    def _team_of(self, exchange: Exchange) -> str:
-        named = named_in(exchange.response_headers, b"x-litellm-team-alias")
-        if named is not None:
-            return named
-        if self._teams is not None:
-            hashed = key_hash(exchange.request_headers)
-            if hashed is not None:
-                return self._teams.team_of(hashed) or UNKNOWN
-        return UNKNOWN
+    def _provider_of(self, exchange: Exchange, reading: _Reading) -> str:
+        if self._provider_at is not None:
+            return reading.values[self._provider_at]
+        return provider_of(exchange, reading.observation)
 
     def _kept(self, label: str, value: str) -> str:
         """Keep a value of a label, or count it under `other`."""
@@ -350,6 +444,7 @@ class Ledger:
             output=metrics.output_tokens.child(*values),
             responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
             compat=tuple(family.child(model, model, team) for family in metrics.compat) or None,
+            money=Money(metrics.costs, values) if metrics.costs is not None else None,
         )
         self._series_made += self._series_each
         return series

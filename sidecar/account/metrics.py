@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Sequence
 
 from sidecar import __version__
-from sidecar.account.store import Family, Store, Value
+from sidecar.account.store import Amount, Family, Store, Value
 
 __all__ = ["Metrics"]
 
@@ -28,10 +28,18 @@ class Metrics:
     Args:
         labels: names of the labels that token series carry.
         compat: whether LiteLLM's own three names are exported.
+        costs: whether money is counted.
         clock: Unix time in seconds.
     """
 
-    def __init__(self, labels: Sequence[str], *, compat: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        *,
+        compat: bool,
+        costs: bool = False,
+        clock: Callable[[], float],
+    ) -> None:
         self.store = store = Store(clock)
         self.labels = labels = tuple(labels)
         self.input_tokens = store.counter(
@@ -53,6 +61,8 @@ class Metrics:
             "field in the answer), unknown (the request could not be read).",
             (*labels, "outcome"),
         )
+        self.costs: Costs | None = Costs(store, labels) if costs else None
+        """What answers cost; None where no source of prices is wanted."""
         self.observations = store.counter(
             f"{PREFIX}observations",
             "Exchanges on observed routes by what could be read of the answer: complete, "
@@ -140,6 +150,12 @@ class Metrics:
             f"{PREFIX}team_file_last_success_timestamp_seconds",
             "When the key-to-team file was last read, in Unix time.",
         )
+        self.identity_lookups = store.counter(
+            f"{PREFIX}identity_lookups",
+            "Look-ups of a key's owner by source (key_info and team_list at LiteLLM, file) and "
+            "result; backing_off and queue_full are exchanges for which LiteLLM was not asked.",
+            ("source", "result"),
+        )
         build = store.gauge(
             f"{PREFIX}build_info",
             "Always 1; the version of the sidecar and of its interpreter.",
@@ -169,3 +185,43 @@ class Metrics:
                     compat_labels,
                 ),
             )
+
+
+class Costs:
+    """The families of money, and of where prices come from."""
+
+    def __init__(self, store: Store, labels: tuple[str, ...]) -> None:
+        self.cost: Family[Amount] = store.amount(
+            f"{PREFIX}cost_usd",
+            "Cost of 2xx answers in USD: the tokens of their usage, and web searches "
+            "(server_tool), at the prices of the first source that knows each rate.",
+            (*labels, "kind"),
+        )
+        self.savings = store.amount(
+            f"{PREFIX}cache_read_savings_usd",
+            "What tokens read from the prompt cache would have cost more as ordinary input, "
+            "in USD.",
+            labels,
+        )
+        self.premium = store.amount(
+            f"{PREFIX}cache_write_premium_usd",
+            "What tokens written to the prompt cache cost more than ordinary input, in USD, by "
+            "how long they are kept.",
+            (*labels, "ttl"),
+        )
+        self.unpriced = store.counter(
+            f"{PREFIX}unpriced_responses",
+            "2xx answers with usage that have no cost, because no source of prices knows the "
+            "model or a rate that is needed, by reason.",
+            ("model", "reason"),
+        )
+        self.refreshes = store.counter(
+            f"{PREFIX}price_refreshes",
+            "Readings of a source of prices by result; a failed one keeps the old prices.",
+            ("source", "result"),
+        )
+        self.refreshed_at = store.gauge(
+            f"{PREFIX}price_source_last_success_timestamp_seconds",
+            "When a source of prices was last read, in Unix time.",
+            ("source",),
+        )

@@ -223,7 +223,7 @@ class EventFinder:
         if self._at_start:
             event = event.removeprefix(_BOM)
         if len(event) > MAX_EVENT_BYTES:
-            self.oversized = True
+            self.oversized |= _holds(event, self._needles)
             return
         first, _, rest = event.partition(b"\n")
         if first.startswith(b"event: ") and rest.startswith(b"data: ") and b"\n" not in rest:

@@ -12,7 +12,11 @@ from sidecar.observe.tap import outcome_of
 from tests.support.bodies import JSON, SSE, cuts, observe
 
 DATA = Path(__file__).parents[1] / "data"
-CASES = sorted(path for path in DATA.glob("*/*") if ".expected" not in path.name)
+CASES = sorted(
+    path
+    for path in DATA.glob("*/*")
+    if path.suffix in (".json", ".sse") and ".expected" not in path.name
+)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -26,6 +30,7 @@ def test_case(path: Path) -> None:
         "status": seen.status,
         "outcome": None if error else outcome_of(seen, RequestFacts()),
         "usage": seen.usage._asdict(),
+        "terms": {name: said for name, said in seen.terms._asdict().items() if said is not None},
     }
     for at in range(len(body)):
         assert observe([body[:at], body[at:]], headers) == seen
