@@ -10,8 +10,9 @@ between the bounds knows. The metrics have no such freedom: they are the sum of 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ OUTCOMES = ("hit", "write", "not_cached", "not_asked", "unreported", "unknown")
 
 _P = "litellm_sidecar_"
 Line = dict[str, Any]
-Samples = Iterable[tuple[Mapping[str, str], float]]
+Samples = Collection[tuple[Mapping[str, str], float]]
 
 
 class Life(NamedTuple):
@@ -329,9 +330,27 @@ def _compare_metrics(
             sums[labels["status"]] += int(value)
         elif name == f"{_P}responses_total":
             sums[labels["outcome"]] += int(value)
+    verdict.offences += _compare_costs(life, lines, samples)
     verdict.offences += [
         f"{life}: {' '.join(key)} is {counted[key]} in Prometheus and {expected[key]} by the log"
         for key in sorted({*expected, *counted})
         if counted[key] != expected[key]
     ]
     return sums
+
+
+def _compare_costs(life: str, lines: list[Line], samples: Samples) -> list[str]:
+    """Compare what answers cost, by model and team; both sides are sums of binary fractions."""
+    logged: defaultdict[tuple[str, str], float] = defaultdict(float)
+    counted: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for line in lines:
+        if "cost_usd" in line:
+            logged[line["model"] or "unknown", line["team_alias"]] += line["cost_usd"]
+    for labels, value in samples:
+        if labels["__name__"] == f"{_P}cost_usd_total" and value:
+            counted[labels["model"], labels["team_alias"]] += value
+    return [
+        f"{life}: {' '.join(key)} costs {counted[key]} by Prometheus and {logged[key]} by the log"
+        for key in sorted({*logged, *counted})
+        if not math.isclose(logged[key], counted[key], rel_tol=1e-9)
+    ]
