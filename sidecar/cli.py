@@ -30,7 +30,7 @@ from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
 from sidecar.lifecycle import Lifecycle, authority
 from sidecar.lines import LineWriter
 from sidecar.logs import set_up_logging
-from sidecar.observe.tap import outcome_of, tap_for
+from sidecar.observe.tap import MESSAGES_TYPE, STREAM_TYPE, outcome_of, tap_for
 from sidecar.proxy.routes import classify
 
 __all__ = ["main"]
@@ -122,7 +122,7 @@ def healthcheck(ready: bool) -> None:
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 def inspect(route: str, as_json: bool, files: tuple[Path, ...]) -> None:
-    """Say what would be counted for recorded response bodies (.json or .sse)."""
+    """Say what would be counted for recorded response bodies (.json, .sse or .eventstream)."""
     info = classify("POST", route.partition("?")[0])
     if info.dialect is None:
         raise click.BadParameter(f"{route} is not an observed route", param_hint="--route")
@@ -141,12 +141,21 @@ def inspect(route: str, as_json: bool, files: tuple[Path, ...]) -> None:
             _print_inspected(path, observation, outcome)
 
 
+_CONTENT_TYPES = {
+    ".json": b"application/json",
+    ".sse": STREAM_TYPE,
+    ".eventstream": MESSAGES_TYPE,
+}
+
+
 def _content_type(path: Path, beginning: bytes) -> bytes:
-    """Tell JSON from an event stream by the file's name, else by how it begins."""
-    suffix = path.suffix.lower()
-    if suffix not in (".json", ".sse"):
-        suffix = ".json" if beginning.lstrip().startswith(b"{") else ".sse"
-    return b"application/json" if suffix == ".json" else b"text/event-stream"
+    """Tell what a body is by the file's name, else by how it begins."""
+    found = _CONTENT_TYPES.get(path.suffix.lower())
+    if found is not None:
+        return found
+    if beginning.startswith(b"\0"):
+        return MESSAGES_TYPE  # no message is as long as 16 MB
+    return _CONTENT_TYPES[".json" if beginning.lstrip().startswith(b"{") else ".sse"]
 
 
 def _outcome(observation: Observation) -> Outcome | None:

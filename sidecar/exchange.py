@@ -83,6 +83,15 @@ class Route(_LabelValue):
     REALTIME = "/v1/realtime"
     EMBEDDINGS = "/v1/embeddings"
     MODELS = "/v1/models"
+    ENGINES_CHAT = "/engines/{model}/chat/completions"
+    ENGINES_COMPLETIONS = "/engines/{model}/completions"
+    DEPLOYMENTS_CHAT = "/openai/deployments/{model}/chat/completions"
+    DEPLOYMENTS_COMPLETIONS = "/openai/deployments/{model}/completions"
+    OPENAI_ENDPOINT = "/openai/{endpoint}"
+    AZURE_ENDPOINT = "/azure/{endpoint}"
+    AZURE_AI_ENDPOINT = "/azure_ai/{endpoint}"
+    BEDROCK_ENDPOINT = "/bedrock/{endpoint}"
+    VERTEX_ENDPOINT = "/vertex_ai/{endpoint}"
     OTHER = "other"
 
 
@@ -90,6 +99,10 @@ class Dialect(_LabelValue):
     """How a provider's answers spell `usage`."""
 
     ANTHROPIC = "anthropic"
+    OPENAI_CHAT = "openai_chat"
+    OPENAI_RESPONSES = "openai_responses"
+    BEDROCK_INVOKE = "bedrock_invoke"
+    BEDROCK_CONVERSE = "bedrock_converse"
 
 
 class End(_LabelValue):

@@ -51,7 +51,18 @@ _KEY_HEADERS = (
 _PASS_THROUGH_HEADER = b"litellm_user_api_key"
 """Goes before all others on the pass-through routes: there, in
 check_api_key_for_custom_headers_or_pass_through_endpoints."""
-_PASS_THROUGH_ROUTES = frozenset({Route.ANTHROPIC_MESSAGES})
+_PASS_THROUGH_ROUTES = frozenset(
+    {
+        Route.ANTHROPIC_MESSAGES,
+        Route.DEPLOYMENTS_CHAT,
+        Route.DEPLOYMENTS_COMPLETIONS,
+        Route.OPENAI_ENDPOINT,
+        Route.AZURE_ENDPOINT,
+        Route.AZURE_AI_ENDPOINT,
+        Route.BEDROCK_ENDPOINT,
+        Route.VERTEX_ENDPOINT,
+    }
+)
 _SCHEME = re.compile(rb"(?:bearer|basic)\s+", re.IGNORECASE)
 # Bedrock clients sign with the key as their access key; LangChain writes `Bearer` before it.
 _AWS_SIGNATURE = re.compile(rb"AWS4-HMAC-SHA256\b.*?Credential=(?:Bearer\s+)?([^/\s,]+)")

@@ -11,11 +11,12 @@ earlier one, field by field; nothing is added and no maximum is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from sidecar.exchange import NO_TERMS, NO_USAGE, End, Observation, Status, Terms, Usage
+from sidecar.observe.counts import Count, count_of, status_of, unreadable
 from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
@@ -29,10 +30,6 @@ escaped, so text that talks of "usage" holds no needle."""
 END_NEEDLES = (b'"error"', b"message_stop")
 """One of these is in every event that tells how a stream ended."""
 
-_MAX_COUNT = 2**53
-"""Largest count believed: above it a JSON number need not be the number that was meant
-(RFC 8259 section 6)."""
-
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "input_tokens": (),
     "output_tokens": (),
@@ -43,33 +40,30 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 _SPLIT = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
-
-
 class _PlainSplit(msgspec.Struct, gc=False):
-    ephemeral_5m_input_tokens: _Count | None = None
-    ephemeral_1h_input_tokens: _Count | None = None
+    ephemeral_5m_input_tokens: Count | None = None
+    ephemeral_1h_input_tokens: Count | None = None
 
 
 class _PlainTools(msgspec.Struct, gc=False):
-    web_search_requests: _Count | None = None
+    web_search_requests: Count | None = None
 
 
 class _PlainUsage(msgspec.Struct, gc=False):
-    input_tokens: _Count | None = None
-    output_tokens: _Count | None = None
-    cache_read_input_tokens: _Count | None = None
-    cache_creation_input_tokens: _Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
     cache_creation: _PlainSplit | None = None
     server_tool_use: _PlainTools | None = None
     service_tier: str | None = None
     speed: str | None = None
     inference_geo: str | None = None
     # Bedrock's names, see `_ALIASES`.
-    read_tokens: _Count | None = msgspec.field(default=None, name="cacheReadInputTokens")
-    read_token_count: _Count | None = msgspec.field(default=None, name="cacheReadInputTokenCount")
-    write_tokens: _Count | None = msgspec.field(default=None, name="cacheWriteInputTokens")
-    write_token_count: _Count | None = msgspec.field(default=None, name="cacheWriteInputTokenCount")
+    read_tokens: Count | None = msgspec.field(default=None, name="cacheReadInputTokens")
+    read_token_count: Count | None = msgspec.field(default=None, name="cacheReadInputTokenCount")
+    write_tokens: Count | None = msgspec.field(default=None, name="cacheWriteInputTokens")
+    write_token_count: Count | None = msgspec.field(default=None, name="cacheWriteInputTokenCount")
 
 
 class _PlainMessage(msgspec.Struct, gc=False):
@@ -117,10 +111,7 @@ def read_message(body: bytes, end: End) -> Observation:
     """
     envelope = _read_envelope(body)
     if envelope is None:
-        if end is End.COMPLETE and body.strip():
-            return Observation(Status.INVALID, fault="the body is not a JSON object")
-        status = Status.MISSING if end is End.COMPLETE else Status.PARTIAL
-        return Observation(status, fault="the body ended early" if body else "the body is empty")
+        return unreadable(body, end)
     reading = StreamReading()
     reading.take_message(envelope)
     if not reading.reported and (envelope.type == "error" or envelope.error is not None):
@@ -210,20 +201,15 @@ class StreamReading:
         Args:
             oversized: whether an event had to be skipped that may have held a usage.
         """
-        fault = ""
-        if self._faults:
-            status, fault = Status.INVALID, self._faults[0]
-        elif oversized:
-            status, fault = Status.OVERSIZED, "an event with usage is larger than the bound"
-        elif self._errors:
-            status = Status.PARTIAL if self.reported else Status.ERROR
-            fault = "an error event"
-        elif self._stopped and self.reported:
-            status = Status.COMPLETE
-        elif not self.reported and (self._stopped or end is End.COMPLETE):
-            status, fault = Status.MISSING, "no usage was sent"
-        else:
-            status, fault = Status.PARTIAL, "the stream ended without a message_stop"
+        status, fault = status_of(
+            end,
+            faults=self._faults,
+            oversized=oversized,
+            failed=self._errors > 0,
+            reported=self.reported,
+            stopped=self._stopped,
+            stop="a message_stop",
+        )
         return Observation(status, self.usage, self._model, self._id, fault, self.terms)
 
     def _take_start(self, message: object) -> None:
@@ -345,12 +331,10 @@ class StreamReading:
             self._faults.append("the split of the written tokens exceeds their total")
 
     def _take_count(self, counts: dict[str, int], field: str, value: object) -> None:
-        """Take a count: an integer, or a float that is one, from 0 to 2^53."""
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        # Not `isinstance`: to Python, true and false are integers.
-        if type(value) is int and 0 <= value <= _MAX_COUNT:
-            counts[field] = value
+        """Take a count, or note that it is none."""
+        count = count_of(value)
+        if count is not None:
+            counts[field] = count
         else:
             self._faults.append(f"{field} is not a count")
 

@@ -5,7 +5,8 @@ what the request asked for), and the bounds. It must not know what a usage looks
 any I/O, read a clock or count anything.
 
 The contract: `feed` and `finish`; any split of the same bytes gives the same observation; the
-work is linear; memory is bounded by `MAX_JSON_BYTES` or `sse.MAX_EVENT_BYTES`. The public
+work is linear; memory is bounded by `MAX_JSON_BYTES`, `sse.MAX_EVENT_BYTES` or
+`event_stream.MAX_MESSAGE_BYTES`. The public
 methods do not raise for any input; the caller contains what a bug may raise all the same.
 """
 
@@ -27,12 +28,14 @@ from sidecar.exchange import (
     first_values,
     header,
 )
-from sidecar.observe import anthropic
+from sidecar.observe import anthropic, bedrock, openai
 from sidecar.observe.decoding import DecodingError, ExpansionError, codings_of, decoder_for
+from sidecar.observe.event_stream import Message, MessageReader
 from sidecar.observe.sse import Event, EventFinder
 
 __all__ = [
     "MAX_JSON_BYTES",
+    "MESSAGES_TYPE",
     "STREAM_TYPE",
     "is_json",
     "media_type",
@@ -45,32 +48,73 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 model, 128k tokens of text, is about 1 MB; results of server tools add to that."""
 
 STREAM_TYPE = b"text/event-stream"
+MESSAGES_TYPE = b"application/vnd.amazon.eventstream"
 
-_FIRST_TOKEN = b"content_block_delta"
 
-
-class _StreamReading(Protocol):
+class _EventReading(Protocol):
     def take_event(self, event: Event) -> object: ...
 
     def finish(self, end: End, *, oversized: bool) -> Observation: ...
 
 
-class _DialectReading(NamedTuple):
-    """What differs between dialects."""
+class _MessageReading(Protocol):
+    first_token_seen: bool
+
+    def take_message(self, message: Message) -> None: ...
+
+    def finish(self, end: End, *, oversized: bool, fault: str) -> Observation: ...
+
+
+class _Events(NamedTuple):
+    """What differs between the event streams of dialects."""
 
     needles: Sequence[bytes]
     """What the events of interest hold."""
     end_needles: Sequence[bytes]
     """What those hold that are of interest at the end of a stream."""
+    reading: Callable[[], _EventReading]
+    """Makes what takes the events of one stream."""
+    first_token: bytes
+    """What the first streamed piece of content holds, and nothing before it."""
+
+
+class _DialectReading(NamedTuple):
+    """What differs between dialects."""
+
     read_message: Callable[[bytes, End], Observation]
     """Reads a whole JSON body."""
-    read_stream: Callable[[], _StreamReading]
-    """Makes what takes the events of one stream."""
+    events: _Events | None = None
+    """None where answers do not come as `text/event-stream`."""
+    messages: Callable[[], _MessageReading] | None = None
+    """Makes what takes the messages of one AWS event stream; None where there is none."""
 
 
 _DIALECTS = {
     Dialect.ANTHROPIC: _DialectReading(
-        anthropic.NEEDLES, anthropic.END_NEEDLES, anthropic.read_message, anthropic.StreamReading
+        anthropic.read_message,
+        _Events(
+            anthropic.NEEDLES,
+            anthropic.END_NEEDLES,
+            anthropic.StreamReading,
+            b"content_block_delta",
+        ),
+    ),
+    Dialect.OPENAI_CHAT: _DialectReading(
+        openai.read_chat,
+        _Events(openai.CHAT_NEEDLES, openai.CHAT_END_NEEDLES, openai.ChatReading, b'"choices"'),
+    ),
+    Dialect.OPENAI_RESPONSES: _DialectReading(
+        openai.read_response,
+        _Events(
+            openai.RESPONSE_NEEDLES,
+            openai.RESPONSE_END_NEEDLES,
+            openai.ResponseReading,
+            b".delta",
+        ),
+    ),
+    Dialect.BEDROCK_INVOKE: _DialectReading(bedrock.read_invocation, messages=bedrock.InvokeStream),
+    Dialect.BEDROCK_CONVERSE: _DialectReading(
+        bedrock.read_converse, messages=bedrock.ConverseStream
     ),
 }
 
@@ -80,8 +124,8 @@ class _JsonReader:
 
     first_token_seen: bool = False
 
-    def __init__(self, dialect: _DialectReading) -> None:
-        self._read_message = dialect.read_message
+    def __init__(self, read_message: Callable[[bytes, End], Observation]) -> None:
+        self._read_message = read_message
         self._chunks: list[bytes] = []
         self._size = 0
 
@@ -101,18 +145,20 @@ class _JsonReader:
 class _StreamReader:
     """Reads an event stream."""
 
-    def __init__(self, dialect: _DialectReading) -> None:
+    def __init__(self, dialect: _Events) -> None:
         self.first_token_seen = False
+        self._first_token = dialect.first_token
         self._finder = EventFinder(dialect.needles, dialect.end_needles)
-        self._reading = dialect.read_stream()
+        self._reading = dialect.reading()
         self._tail = b""
 
     def feed(self, chunk: bytes) -> None:
         if not self.first_token_seen:
-            border = self._tail + chunk[: len(_FIRST_TOKEN)]
-            self.first_token_seen = _FIRST_TOKEN in chunk or _FIRST_TOKEN in border
-            whole = chunk if len(chunk) >= len(_FIRST_TOKEN) else border
-            self._tail = whole[1 - len(_FIRST_TOKEN) :]
+            needle = self._first_token
+            border = self._tail + chunk[: len(needle)]
+            self.first_token_seen = needle in chunk or needle in border
+            whole = chunk if len(chunk) >= len(needle) else border
+            self._tail = whole[1 - len(needle) :]
         for event in self._finder.feed(chunk):
             self._reading.take_event(event)
 
@@ -120,6 +166,26 @@ class _StreamReader:
         for event in self._finder.finish():
             self._reading.take_event(event)
         return self._reading.finish(end, oversized=self._finder.oversized)
+
+
+class _MessagesReader:
+    """Reads an AWS event stream."""
+
+    def __init__(self, reading: _MessageReading) -> None:
+        self._reading = reading
+        self._messages = MessageReader()
+
+    @property
+    def first_token_seen(self) -> bool:
+        return self._reading.first_token_seen
+
+    def feed(self, chunk: bytes) -> None:
+        for message in self._messages.feed(chunk):
+            self._reading.take_message(message)
+
+    def finish(self, end: End) -> Observation:
+        messages = self._messages
+        return self._reading.finish(end, oversized=messages.oversized, fault=messages.fault)
 
 
 class _Decoded:
@@ -201,15 +267,18 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
         return _Nothing(Status.ERROR, f"status {status_code}")
     fields = first_values(headers)
     content_type = _media_type(fields.get(b"content-type", b""))
+    reading = _DIALECTS[dialect]
     reader: Tap
-    if content_type == STREAM_TYPE:
-        reader = _StreamReader(_DIALECTS[dialect])
+    if content_type == STREAM_TYPE and reading.events is not None:
+        reader = _StreamReader(reading.events)
+    elif content_type == MESSAGES_TYPE and reading.messages is not None:
+        reader = _MessagesReader(reading.messages())
     elif is_json(content_type):
         length = fields.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_JSON_BYTES:
             # It would be given up in the end: not even its beginning is kept.
             return _Nothing(Status.OVERSIZED, "the body is larger than the bound")
-        reader = _JsonReader(_DIALECTS[dialect])
+        reader = _JsonReader(reading.read_message)
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"
         return _Nothing(Status.MISSING, f"the content type is {shown}")

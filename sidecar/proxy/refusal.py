@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.exchange import RefusalReason, UpstreamFault
+from sidecar.proxy.routes import ErrorShape
 
 __all__ = ["REFUSALS", "Refusal", "refusal_of"]
 
@@ -33,13 +34,19 @@ _MESSAGES = {
     UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
 }
 # The types that each API's clients map to exceptions of their own:
-# docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
+# docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes, Bedrock's
+# InvokeModel (docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModel.html).
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     413: "request_too_large",
     503: "overloaded_error",
 }
 _OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
+_BEDROCK_TYPES = {
+    400: "ValidationException",
+    413: "ValidationException",
+    503: "ServiceUnavailableException",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +59,15 @@ class Refusal:
     message: str
     """For a person; names no host."""
 
-    def body(self, *, anthropic: bool = False) -> bytes:
-        """Write the error in Anthropic's dialect, or else in OpenAI's."""
+    def body(self, shape: ErrorShape = ErrorShape.OPENAI) -> bytes:
+        """Write the error in the envelope that clients of the route expect."""
         error: dict[str, Any]
-        if anthropic:
+        if shape is ErrorShape.ANTHROPIC:
             kind = _ANTHROPIC_TYPES.get(self.status_code, "api_error")
             error = {"type": "error", "error": {"type": kind, "message": self.message}}
+        elif shape is ErrorShape.BEDROCK:
+            kind = _BEDROCK_TYPES.get(self.status_code, "InternalServerException")
+            error = {"__type": kind, "message": self.message}
         else:
             kind = _OPENAI_TYPES.get(self.status_code, "api_error")
             error = {

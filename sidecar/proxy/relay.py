@@ -252,6 +252,12 @@ class _Exchange:
         except Exception as exc:
             self._reader_failed(exc)
 
+    def _facts(self) -> RequestFacts:
+        """Say what was asked for, as far as it is known."""
+        facts = _NO_FACTS if self._reader is None else self._reader.facts()
+        model = self._info.model
+        return facts if model is None else facts._replace(model=model)
+
     def _reader_failed(self, exc: Exception) -> None:
         self._reader = None
         self._relay.accounts.contain("observe", exc)
@@ -349,7 +355,7 @@ class _Exchange:
         if self._info.dialect is None:
             return None
         try:
-            facts = RequestFacts() if self._reader is None else self._reader.facts()
+            facts = self._facts()
             made = rewriting.transformer(
                 self._info.dialect, self._headers, facts, response.status_code, response.headers
             )
@@ -458,7 +464,7 @@ class _Exchange:
         self._head_sent = True
         self._status_code = refusal.status_code
         self._tap = None
-        body = refusal.body(anthropic=self._info.anthropic_errors)
+        body = refusal.body(self._info.errors)
         headers = refusal.headers(body)
         self._account(End.COMPLETE)
         await self._send(
@@ -476,9 +482,9 @@ class _Exchange:
         if self._relay.rewriting is not None:
             self._account_rewrite()
         facts = _NO_FACTS
-        if self._reader is not None:
+        if observed:
             try:
-                facts = self._reader.facts()
+                facts = self._facts()
             except Exception as exc:
                 self._reader_failed(exc)
         now = perf_counter()

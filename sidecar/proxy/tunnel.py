@@ -431,7 +431,7 @@ class _Tunnel(_End):
         if self.phase is not _Phase.HANDSHAKE:
             return
         self._status_code = refusal.status_code
-        body = refusal.body(anthropic=self._info.anthropic_errors)
+        body = refusal.body(self._info.errors)
         headers = [*refusal.headers(body), (b"connection", b"close")]
         phrase = HTTPStatus(refusal.status_code).phrase.encode()
         self._account(End.COMPLETE)

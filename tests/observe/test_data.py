@@ -7,24 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.exchange import End, RequestFacts, Status
+from sidecar.exchange import Dialect, End, Observation, RequestFacts, Status
 from sidecar.observe.tap import outcome_of
-from tests.support.bodies import JSON, SSE, cuts, observe
+from tests.support.bodies import JSON, MESSAGES, SSE, cuts, observe
 
 DATA = Path(__file__).parents[1] / "data"
+_HEADERS = {".json": JSON, ".sse": SSE, ".eventstream": MESSAGES}
 CASES = sorted(
-    path
-    for path in DATA.glob("*/*")
-    if path.suffix in (".json", ".sse") and ".expected" not in path.name
+    path for path in DATA.glob("*/*") if path.suffix in _HEADERS and ".expected" not in path.name
 )
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def read(path: Path, chunks: bytes | list[bytes], end: End = End.COMPLETE) -> Observation:
+    """Read a case's body, in the dialect that its folder names."""
+    return observe(chunks, _HEADERS[path.suffix], end=end, dialect=Dialect(path.parent.name))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_case(path: Path) -> None:
     """The body gives what is expected: whole, cut in two at each place, and cut at random."""
-    body, headers = path.read_bytes(), SSE if path.suffix == ".sse" else JSON
+    body = path.read_bytes()
     expected = json.loads(path.with_name(f"{path.stem}.expected.json").read_text())
-    seen = observe(body, headers)
+    seen = read(path, body)
     error = seen.status is Status.ERROR
     assert expected == {
         "status": seen.status,
@@ -33,19 +37,19 @@ def test_case(path: Path) -> None:
         "terms": {name: said for name, said in seen.terms._asdict().items() if said is not None},
     }
     for at in range(len(body)):
-        assert observe([body[:at], body[at:]], headers) == seen
+        assert read(path, [body[:at], body[at:]]) == seen
     for chunks in cuts(body, seed=len(body)):
-        assert observe(chunks, headers) == seen
+        assert read(path, chunks) == seen
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_beginning_of_a_case(path: Path) -> None:
     """Wherever a sound body is cut off, what is left of it is `partial`, if it is not all."""
-    body, headers = path.read_bytes(), SSE if path.suffix == ".sse" else JSON
-    seen = observe(body, headers)
+    body = path.read_bytes()
+    seen = read(path, body)
     if seen.status is Status.COMPLETE:
         for at in range(len(body)):
-            cut = observe(body[:at], headers, end=End.UPSTREAM_CUT)
+            cut = read(path, body[:at], End.UPSTREAM_CUT)
             assert cut.status is Status.PARTIAL or cut == seen, body[:at][-40:]
 
 
@@ -53,4 +57,4 @@ def test_every_expectation_has_its_body() -> None:
     """No case is left out because of how its file is named."""
     expectations = {path.name for path in DATA.glob("*/*.expected.json")}
     assert expectations == {f"{path.stem}.expected.json" for path in CASES}
-    assert len(CASES) > 10
+    assert {path.parent.name for path in CASES} == set(Dialect)

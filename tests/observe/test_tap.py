@@ -6,6 +6,8 @@ import gzip
 import json
 import random
 import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -107,25 +109,73 @@ def test_coded_body_is_read_through_its_decoder() -> None:
     assert tap.finish(End.COMPLETE).usage == Usage(7, 16, 2101)
 
 
-def _corpus() -> list[tuple[dict[str, Any], bytes]]:
+_KINDS = {
+    "anthropic-json": Dialect.ANTHROPIC,
+    "anthropic-sse": Dialect.ANTHROPIC,
+    "openai-chat-json": Dialect.OPENAI_CHAT,
+    "openai-chat-sse": Dialect.OPENAI_CHAT,
+    "openai-responses-json": Dialect.OPENAI_RESPONSES,
+    "openai-responses-sse": Dialect.OPENAI_RESPONSES,
+    "bedrock-converse-json": Dialect.BEDROCK_CONVERSE,
+}
+_ENDPOINTS = {
+    "converse": Dialect.BEDROCK_CONVERSE,
+    "converse-stream": Dialect.BEDROCK_CONVERSE,
+    "invoke": Dialect.BEDROCK_INVOKE,
+    "invoke-with-response-stream": Dialect.BEDROCK_INVOKE,
+    "completions": Dialect.OPENAI_CHAT,
+}
+_UNOBSERVED = {"embeddings", "count_tokens", "complete", "generations"}
+_WRONG_TYPE = "DataDog__dd-trace-py/v1--chat_completion_streamed_tokens.0.sse"
+"""The recording says `application/json` of what is an event stream."""
+
+
+def _corpus() -> Iterator[tuple[Dialect, dict[str, Any], bytes]]:
+    """Yield the recorded bodies of all observed routes."""
     folder = require_corpus()
-    rows = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
-    chosen = [row for row in rows if row["kind"].startswith("anthropic-")]
-    return [(row, (folder / row["file"]).read_bytes()) for row in chosen]
+    for line in (folder / "index.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        endpoint = (row["url"] or "").partition("?")[0].rpartition("/")[2]
+        dialect = _KINDS.get(row["kind"])
+        if endpoint.startswith("invoke") or dialect is None:
+            dialect = _ENDPOINTS.get(endpoint)
+        if row["file"] == _WRONG_TYPE:
+            row["content_type"] = "text/event-stream"
+        if dialect is None:
+            assert endpoint in _UNOBSERVED, row["file"]
+        else:
+            yield dialect, row, (folder / row["file"]).read_bytes()
+
+
+def _true_usage(dialect: Dialect, row: dict[str, Any]) -> Usage:
+    """Say what was really used; of OpenAI's the corpus gives the input as sent, cache included."""
+    usage = Usage(**(row["expected"] or {}))
+    if dialect in (Dialect.OPENAI_CHAT, Dialect.OPENAI_RESPONSES) and usage.input_tokens:
+        cached = usage.read_tokens + usage.write_tokens
+        return usage._replace(input_tokens=usage.input_tokens - cached)
+    return usage
 
 
 def test_every_recorded_answer_gives_its_true_usage() -> None:
-    """All 831 recorded Anthropic bodies: whole, byte by byte, and under random cuts."""
-    corpus = _corpus()
-    assert len(corpus) == 831
-    nothing = Usage()._asdict()
-    for number, (row, body) in enumerate(corpus):
+    """All recorded bodies of observed routes: whole, byte by byte, and under random cuts."""
+    seen: Counter[Dialect] = Counter()
+    for number, (dialect, row, body) in enumerate(_corpus()):
         headers = [(b"content-type", row["content_type"].encode())]
         status_code = row["status"] or 200
-        whole = observe(body, headers, status_code=status_code)
-        assert whole.usage._asdict() == (row["expected"] or nothing), row["file"]
+        whole = observe(body, headers, status_code=status_code, dialect=dialect)
+        assert whole.usage == _true_usage(dialect, row), row["file"]
+        assert whole.status is not Status.INVALID, row["file"]
         for chunks in cuts(body, seed=number):
-            assert observe(chunks, headers, status_code=status_code) == whole, row["file"]
+            split = observe(chunks, headers, status_code=status_code, dialect=dialect)
+            assert split == whole, row["file"]
+        seen[dialect] += 1
+    assert seen == {
+        Dialect.ANTHROPIC: 799,
+        Dialect.OPENAI_CHAT: 254,
+        Dialect.OPENAI_RESPONSES: 89,
+        Dialect.BEDROCK_CONVERSE: 146,
+        Dialect.BEDROCK_INVOKE: 64,
+    }
 
 
 def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:

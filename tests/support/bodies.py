@@ -1,12 +1,15 @@
-"""Answers in Anthropic's shapes, and ways to cut them into chunks."""
+"""Answers in the shapes of the dialects, and ways to cut them into chunks."""
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sidecar.exchange import Dialect, End, Observation
@@ -15,11 +18,18 @@ from sidecar.observe.tap import tap_for
 __all__ = [
     "ADDED",
     "JSON",
+    "MESSAGES",
     "SSE",
+    "chunk",
+    "converse",
     "cuts",
     "event",
+    "frame",
+    "frames",
+    "invocation",
     "message",
     "observe",
+    "response_event",
     "stream",
     "without_additions",
 ]
@@ -32,6 +42,7 @@ ADDED = re.compile(
 
 JSON = [(b"content-type", b"application/json")]
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
+MESSAGES = [(b"content-type", b"application/vnd.amazon.eventstream")]
 
 
 def message(usage: Any, **members: Any) -> bytes:
@@ -67,15 +78,80 @@ def stream(
     return b"".join(parts)
 
 
+def chunk(usage: Any = None, *, choices: Any = None, **members: Any) -> bytes:
+    """Write one event of a chat completion."""
+    if choices is None:
+        choices = [{"index": 0, "delta": {"content": 'a "prompt_tokens"'}, "finish_reason": None}]
+    body = {"id": "chatcmpl-1", "model": "gpt-4o-2024-08-06", "choices": choices, "usage": usage}
+    return f"data: {json.dumps(body | members)}\n\n".encode()
+
+
+def response_event(name: str, **response: Any) -> bytes:
+    """Write one event of a response, with the response as it then stands."""
+    body = {"id": "resp_1", "model": "gpt-4o-2024-08-06", "error": None, "usage": None} | response
+    return event(name, {"response": body})
+
+
+def frame(headers: Mapping[str, str | bytes], payload: bytes = b"") -> bytes:
+    """Write one message of an AWS event stream.
+
+    Args:
+        headers: strings; a value in bytes is written as it is, its type first.
+    """
+    packed = b""
+    for name, value in headers.items():
+        packed += bytes([len(name)]) + name.encode()
+        if isinstance(value, str):
+            packed += b"\x07" + struct.pack("!H", len(value.encode())) + value.encode()
+        else:
+            packed += value
+    lengths = struct.pack("!II", 16 + len(packed) + len(payload), len(packed))
+    body = lengths + struct.pack("!I", zlib.crc32(lengths)) + packed + payload
+    return body + struct.pack("!I", zlib.crc32(body))
+
+
+def frames(*events: tuple[str, Any], kind: str = "event") -> bytes:
+    """Write messages with these names and JSON payloads."""
+    return b"".join(
+        frame(
+            {f":{kind}-type": name, ":message-type": kind, ":content-type": "application/json"},
+            payload if isinstance(payload, bytes) else json.dumps(payload).encode(),
+        )
+        for name, payload in events
+    )
+
+
+def converse(usage: Any) -> bytes:
+    """Write a stream of `ConverseStream`."""
+    return frames(
+        ("messageStart", {"role": "assistant"}),
+        ("contentBlockDelta", {"delta": {"text": "Hello"}, "contentBlockIndex": 0}),
+        ("contentBlockStop", {"contentBlockIndex": 0}),
+        ("messageStop", {"stopReason": "end_turn"}),
+        ("metadata", {"usage": usage, "metrics": {"latencyMs": 812}}),
+    )
+
+
+def invocation(*events: Any) -> bytes:
+    """Write a stream of `InvokeModelWithResponseStream`."""
+    return frames(
+        *[
+            ("chunk", {"bytes": base64.b64encode(json.dumps(data).encode()).decode(), "p": "abc"})
+            for data in events
+        ]
+    )
+
+
 def observe(
     chunks: Sequence[bytes] | bytes,
     headers: Sequence[tuple[bytes, bytes]] = SSE,
     *,
     status_code: int = 200,
     end: End = End.COMPLETE,
+    dialect: Dialect = Dialect.ANTHROPIC,
 ) -> Observation:
     """Read an answer through the tap."""
-    tap = tap_for(Dialect.ANTHROPIC, status_code, headers)
+    tap = tap_for(dialect, status_code, headers)
     for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
         tap.feed(chunk)
     return tap.finish(end)
