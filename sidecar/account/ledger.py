@@ -57,18 +57,48 @@ _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
 _ID_PREFIXES = {"msg_bdrk_": "bedrock", "msg_vrtx_": "vertex_ai"}
+_ROUTE_PROVIDERS = {
+    Route.ANTHROPIC_MESSAGES: "anthropic",
+    Route.OPENAI_ENDPOINT: "openai",
+    Route.AZURE_ENDPOINT: "azure",
+    Route.AZURE_AI_ENDPOINT: "azure_ai",
+    Route.BEDROCK_ENDPOINT: "bedrock",
+    Route.VERTEX_ENDPOINT: "vertex_ai",
+}
+"""Where LiteLLM passes through, the path says to whom."""
+_LITELLM_PROVIDERS = frozenset(
+    {
+        *("anthropic", "azure", "azure_ai", "bedrock", "cohere", "databricks", "deepseek"),
+        *("fireworks_ai", "gemini", "groq", "mistral", "openai", "openrouter", "perplexity"),
+        *("text-completion-openai", "together_ai", "vertex_ai", "xai"),
+    }
+)
+"""LiteLLM's names for those that are told by `x-litellm-model-name`."""
+_API_DOMAINS = {
+    b".anthropic.com": "anthropic",
+    b".openai.azure.com": "azure",
+    b".openai.com": "openai",
+    b".googleapis.com": "vertex_ai",
+    b".amazonaws.com": "bedrock",
+}
+"""Where `x-litellm-model-api-base` points, which LiteLLM 1.83 sends in place of the name."""
+_OPENAI_MODEL = re.compile(r"(?:gpt-|chatgpt-|o\d)")
 _ANTHROPIC_ID = re.compile(r"msg_0\w{20,}$")
 _CLIENT = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})/v?(\d{1,6})")
 
 
 def provider_of(exchange: Exchange, observation: Observation) -> str:
-    """Tell which provider answered: from the answer's id, its model, LiteLLM's model name."""
+    """Tell which provider answered: from the answer's id, the route, LiteLLM's model name, the
+    answer's model."""
     message_id = observation.message_id or ""
     if message_id[:9] in _ID_PREFIXES:
         return _ID_PREFIXES[message_id[:9]]
+    passed_to = _ROUTE_PROVIDERS.get(exchange.route)
+    if passed_to is not None:
+        return passed_to
     name = (header(exchange.response_headers, b"x-litellm-model-name") or b"").decode("latin-1")
     prefix = name.partition("/")[0]
-    if prefix in ("anthropic", "azure_ai", "bedrock", "vertex_ai"):
+    if prefix in _LITELLM_PROVIDERS:
         return prefix
     model = observation.response_model or name
     # The ways of Bedrock (`us.anthropic.…-v1:0`, ARNs) and Vertex AI (`…@20250929`) to spell.
@@ -76,6 +106,13 @@ def provider_of(exchange: Exchange, observation: Observation) -> str:
         return "bedrock"
     if "@" in model:
         return "vertex_ai"
+    base = header(exchange.response_headers, b"x-litellm-model-api-base") or b""
+    host = base.partition(b"://")[2].partition(b"/")[0]
+    for domain, provider in _API_DOMAINS.items():
+        if host.endswith(domain):
+            return provider
+    if _OPENAI_MODEL.match(model):
+        return "openai"
     # LiteLLM makes up ids of its own for models that it translates: `msg_` and a UUID.
     return "anthropic" if _ANTHROPIC_ID.match(message_id) else UNKNOWN
 
@@ -446,11 +483,13 @@ class Ledger:
         headers = first_values(exchange.response_headers)
         message_id = observation.message_id or ""
         key = (
+            exchange.route,
             exchange.facts.model,
             observation.response_model,
             _ID_PREFIXES.get(message_id[:9]) or _ANTHROPIC_ID.match(message_id) is None,
             headers.get(b"x-litellm-model-id"),
             headers.get(b"x-litellm-model-name"),
+            headers.get(b"x-litellm-model-api-base"),
             headers.get(b"x-litellm-team-alias"),
             headers.get(b"x-litellm-key-alias"),
             observation.terms,

@@ -21,7 +21,13 @@ __all__ = ["VERSION", "package_card"]
 
 VERSION: str = genai_prices.__version__
 
-_PROVIDERS = {"anthropic": "anthropic", "bedrock": "aws", "vertex_ai": "google"}
+_PROVIDERS = {
+    "anthropic": "anthropic",
+    "azure": "azure",
+    "bedrock": "aws",
+    "openai": "openai",
+    "vertex_ai": "google",
+}
 _MILLION = Decimal(1_000_000)
 _THOUSAND = Decimal(1_000)
 _FIELDS: dict[str, tuple[RateClass, Decimal]] = {

@@ -11,6 +11,7 @@ left for each response are a look-up and a handful of integer multiplications.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ _MAX_TOLD = 1000
 _MODEL_ID = b"x-litellm-model-id"
 _MODEL_NAME = b"x-litellm-model-name"
 _KINDS = {"msg_bdrk_": "bedrock", "msg_vrtx_": "vertex_ai"}
+_OPENAI_MODEL = re.compile(r"(?:gpt-|chatgpt-|o\d)")
 _STANDARD_TIERS = (None, "standard", "default")
 """Bedrock calls its standard tier `default`."""
 _NO_GEOS = (None, "global", "not_available")
@@ -61,7 +63,7 @@ class Asked(NamedTuple):
     model_name: str = ""
     """`x-litellm-model-name`, which newer versions send."""
     kind: str = ""
-    """The cloud that the answer's id tells of: `bedrock`, `vertex_ai` or nothing."""
+    """Who answered, where the id or the name of its model tells: `bedrock`, `vertex_ai`, `openai`."""
     tier: str = STANDARD
     geo: str = ""
 
@@ -249,6 +251,9 @@ def asked_of(exchange: Exchange, observation: Observation) -> Asked:
     and the headers `x-litellm-model-id` and `x-litellm-model-name`."""
     model_id, model_name = _litellm_names(exchange.response_headers)
     message_id = observation.message_id
+    kind = _KINDS.get(message_id[:9], "") if message_id is not None else ""
+    if not kind and _OPENAI_MODEL.match(observation.response_model or exchange.facts.model or ""):
+        kind = "openai"
     tier, geo = STANDARD, ""
     terms = observation.terms
     if terms is not NO_TERMS:
@@ -264,7 +269,7 @@ def asked_of(exchange: Exchange, observation: Observation) -> Asked:
         observation.response_model or "",
         model_id,
         model_name,
-        _KINDS.get(message_id[:9], "") if message_id is not None else "",
+        kind,
         tier,
         geo,
     )

@@ -167,11 +167,13 @@ class StreamReading:
         if event.name == b"error" or kind == "error" or envelope.error is not None:
             self._errors += 1
         elif kind == "message_start":
-            if self._started:
-                # LiteLLM 1.83's chat adapter can mix the events of concurrent streams.
+            first, self._id = self._id, None
+            self._take_start(envelope.message)
+            # LiteLLM 1.83's chat adapter can mix the events of concurrent streams; its adapter
+            # for responses says the start of one stream twice.
+            if self._started and (first is None or first != self._id):
                 self._faults.append("a second message_start")
             self._started = True
-            self._take_start(envelope.message)
             return ("message", "usage")
         elif kind == "message_delta":
             if not self._started:

@@ -68,7 +68,7 @@ class Rewriter:
 
     def wanted(self, dialect: Dialect, headers: RawHeaders) -> bool:
         """Whether the answer to a request with these headers may have to be rewritten."""
-        if _no_transform(headers):
+        if dialect is not Dialect.ANTHROPIC or _no_transform(headers):
             return False
         return self._all or bool(self._models) or self._fits_agent(headers)
 
@@ -81,6 +81,8 @@ class Rewriter:
         headers: RawHeaders,
     ) -> Transformer | Rewrite | None:
         """Make the transformer of a response body. See `sidecar.exchange.Rewriting`."""
+        if dialect is not Dialect.ANTHROPIC:
+            return None
         if not 200 <= status_code < 300 or status_code in _WITHOUT_WHOLE_CONTENT:
             return None
         if not self._all and not self._fits_agent(request_headers):

@@ -271,7 +271,8 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     reader: Tap
     if content_type == STREAM_TYPE and reading.events is not None:
         reader = _StreamReader(reading.events)
-    elif content_type == MESSAGES_TYPE and reading.messages is not None:
+    elif content_type in (MESSAGES_TYPE, b"") and reading.messages is not None:
+        # LiteLLM 1.83 leaves the type away where it passes such streams through.
         reader = _MessagesReader(reading.messages())
     elif is_json(content_type):
         length = fields.get(b"content-length", b"")

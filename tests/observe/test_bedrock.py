@@ -208,3 +208,9 @@ def test_other_types_are_missing() -> None:
     ):
         seen = observe(converse(USAGE), headers, dialect=dialect)
         assert seen.status is Status.MISSING
+
+
+def test_stream_without_a_type_is_read() -> None:
+    """LiteLLM 1.83 leaves the type of such streams away."""
+    seen = observe(converse(USAGE), [], dialect=Dialect.BEDROCK_CONVERSE)
+    assert seen.usage == Usage(7, 16, 1000, 1101)

@@ -36,6 +36,7 @@ from sidecar.demo.provider import (
     create_provider,
     encode_sse,
 )
+from tests.support.dialects import dialect_routes
 
 __all__ = ["Clouds", "create_clouds", "encode_frame", "run_clouds", "serving"]
 
@@ -63,6 +64,16 @@ def _frame(headers: dict[str, str], payload: bytes) -> bytes:
     lengths = struct.pack("!II", total, len(packed))
     body = lengths + struct.pack("!I", zlib.crc32(lengths)) + packed + payload
     return body + struct.pack("!I", zlib.crc32(body))
+
+
+def encode_message(name: str, data: Json) -> bytes:
+    """One event of `converse-stream`."""
+    headers = {
+        ":event-type": name,
+        ":content-type": "application/json",
+        ":message-type": "event",
+    }
+    return _frame(headers, json.dumps(data, separators=(",", ":")).encode())
 
 
 def encode_frame(name: str, data: Json) -> bytes:
@@ -215,6 +226,7 @@ def create_clouds(
         Route(models + "/{model}:streamRawPredict", vertex, methods=["POST"]),
         Route(models + "/{model}", vertex, methods=["POST"]),
         Route("/token", _oauth_token, methods=["POST"]),
+        *dialect_routes(books, cache, encode_message),
     )
     return create_provider(books=books, cache=cache, clock=clock, routes=routes)
 

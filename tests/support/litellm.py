@@ -25,6 +25,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.support.dialects import OPENAI_MODEL
 from tests.support.process import ManagedProcess, free_port
 
 __all__ = [
@@ -104,10 +105,14 @@ import sys
 import types
 
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
+from litellm.proxy.pass_through_endpoints import llm_passthrough_endpoints
 
 _FILE = pathlib.Path(__file__).with_name("rig.json")
 _RIG = json.loads(_FILE.read_text())
 _APPLIED = set()
+
+# Where requests that pass through to Vertex AI go is no setting.
+llm_passthrough_endpoints.get_vertex_base_url = lambda location: _RIG["provider_url"] + "/"
 
 
 class _NoUsers:
@@ -156,7 +161,7 @@ class LiteLLM:
 
     Models: `claude-direct`, `claude-vertex`, `claude-bedrock` (Sonnet 4.5 through the three
     clouds), `claude-haiku` (Anthropic, a prefix of 4,096 tokens) and `claude-sonnet-4-5` (the same
-    as `claude-direct`, under a name that price maps know).
+    as `claude-direct`, under a name that price maps know); `gpt-direct` (OpenAI).
     """
 
     def __init__(
@@ -333,6 +338,18 @@ class LiteLLM:
             # it was installed.
             "LITELLM_UI_PATH": str(self._directory / "ui"),
             "NO_PROXY": "*",
+            # Where requests pass through to, and with which credentials.
+            "ANTHROPIC_API_BASE": self._provider_url,
+            "ANTHROPIC_API_KEY": "sk-ant-stand-in",
+            "OPENAI_API_BASE": self._provider_url,
+            "OPENAI_API_KEY": "sk-stand-in",
+            "AWS_BEDROCK_RUNTIME_ENDPOINT": self._provider_url,
+            "AWS_REGION_NAME": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "AKIASTANDIN",
+            "AWS_SECRET_ACCESS_KEY": "stand-in",
+            "DEFAULT_VERTEXAI_PROJECT": _VERTEX_PROJECT,
+            "DEFAULT_VERTEXAI_LOCATION": _VERTEX_LOCATION,
+            "DEFAULT_GOOGLE_APPLICATION_CREDENTIALS": str(self._directory / "vertex.json"),
             **self._environment,
         }
 
@@ -352,6 +369,7 @@ class LiteLLM:
         if "allowed_ips" in settings:
             settings["allowed_ips"] = [*settings["allowed_ips"], _RIG_ADDRESS]
         rig = {
+            "provider_url": self._provider_url,
             "rig_key": _RIG_KEY,
             "master_key": MASTER_KEY,
             "identities": [asdict(identity) for identity in self._identities],
@@ -423,6 +441,14 @@ def _models(provider_url: str, credentials: Path) -> list[dict[str, Any]]:
         anthropic("claude-haiku", HAIKU_MODEL),
         {"model_name": "claude-vertex", "litellm_params": vertex},
         {"model_name": "claude-bedrock", "litellm_params": bedrock},
+        {
+            "model_name": "gpt-direct",
+            "litellm_params": {
+                "model": f"openai/{OPENAI_MODEL}",
+                "api_base": provider_url,
+                "api_key": "sk-stand-in",
+            },
+        },
     ]
 
 
