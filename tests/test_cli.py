@@ -59,6 +59,7 @@ def test_inspect_prints_what_the_wire_said(tmp_path: Path) -> None:
             "ephemeral_5m_input_tokens": 2101,
             "ephemeral_1h_input_tokens": 0,
         },
+        "terms": {},
     }
     assert (second["status"], second["outcome"]) == ("complete", "hit")
     assert second["usage"]["cache_creation_input_tokens"] is None
