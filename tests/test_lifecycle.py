@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import signal
 import socket
@@ -13,7 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sidecar.lifecycle import _server
+from sidecar.proxy.edge import Edge, Limits, Listener
 from tests.support.bodies import stream
+from tests.support.edges import Served, answering
 from tests.support.process import free_port
 from tests.support.running import running, sidecar_process, until
 from tests.support.wire import Received, ask, read_answer, upstream
@@ -118,6 +122,26 @@ async def test_stream_that_does_not_end_is_cut(tmp_path: Path, twice: bool) -> N
             writer.close()
     (drained,) = [line for line in log_of(tmp_path) if line["event"] == "drained"]
     assert drained["cut"] == 1
+
+
+async def test_connection_that_waits_to_be_accepted_is_served() -> None:
+    """Its client takes itself for connected, and has sent its request, when the port closes."""
+    listener = Listener(Limits(), lambda _: None)
+    edge = functools.partial(Edge, listener=listener)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        server = _server(answering()(Served()), http=edge, ws="none", drain_s=1)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        await until(lambda: server.started)
+        with socket.create_connection(listening.getsockname()) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: llm.test\r\n\r\n")
+            answer = asyncio.get_running_loop().run_in_executor(None, client.recv, 1000)
+            # Nothing has been awaited since: the loop had no occasion to accept it.
+            listener.announcing = listener.closing = True
+            await server.shutdown([listening])
+            assert (await answer).startswith(b"HTTP/1.1 200 OK\r\n")
+        serving.cancel()
+        await asyncio.wait([serving])
 
 
 @pytest.mark.parametrize("setting", ["SIDECAR_PORT", "SIDECAR_ADMIN_PORT"])
