@@ -12,7 +12,7 @@ LITELLM_READY := $(LITELLM_VERSIONS:%=.litellm/%/.ready)
 BENCH_READY := .bench/envoy/.ready $(if $(filter all,$(PEERS)),.bench/mitmproxy/.ready .bench/node_modules/.ready .litellm/1.83.10/.ready)
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench leaks lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 
 bench-scrape: $(READY) ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BIN)/python -m bench.scrape
+
+bench-idle: $(READY) ## Measure the memory that 2,000 idle clients and 500 streams take.
+	$(BIN)/python -m bench.idle $(ARGS)
 
 check: $(READY) ## Lint, type-check, check who imports whom, and compare the generated docs.
 	$(BIN)/ruff format --check .

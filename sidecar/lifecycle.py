@@ -13,7 +13,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from time import monotonic
 from typing import Any, Literal, cast
@@ -112,7 +112,7 @@ class Lifecycle:
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel, drain_s=None)
         admin = _server(sidecar.admin, http=HttpToolsProtocol, ws="none", drain_s=1)
         patrol = Patrol(data.server_state.connections, self._listener.turned_away)
-        beside = [asyncio.create_task(patrol.run())]
+        beside = [_beside(patrol.run())]
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
         try:
@@ -120,7 +120,7 @@ class Lifecycle:
                 await asyncio.sleep(0.01)
                 _check_alive(data_task, admin_task)
             sidecar.readiness.started = True
-            beside.append(asyncio.create_task(sidecar.watch()))
+            beside.append(_beside(sidecar.watch()))
             self.serving.set()
             logger.info(
                 "serving",
@@ -294,6 +294,18 @@ async def _first(*awaitables: Any) -> None:
     for awaitable, task in zip(awaitables, own, strict=True):
         if task is not awaitable:
             task.cancel()
+
+
+def _beside(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run what goes on beside the servers. They go on without it, but not without a word."""
+
+    def say(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            logger.error("task_failed", exc_info=fault)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(say)
+    return task
 
 
 def _check_alive(*tasks: asyncio.Task[None]) -> None:

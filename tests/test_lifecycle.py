@@ -14,13 +14,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sidecar.app import Sidecar
 from sidecar.lifecycle import _server
 from sidecar.proxy.edge import Edge, Limits, Listener
 from tests.support.bodies import stream
 from tests.support.edges import Served, answering
 from tests.support.process import free_port
 from tests.support.running import running, sidecar_process, until
-from tests.support.wire import Received, ask, read_answer, upstream
+from tests.support.wire import Received, ask, connected, read_answer, upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -142,6 +143,34 @@ async def test_connection_that_waits_to_be_accepted_is_served() -> None:
             assert (await answer).startswith(b"HTTP/1.1 200 OK\r\n")
         serving.cancel()
         await asyncio.wait([serving])
+
+
+async def test_work_beside_the_servers_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and requests are served without it."""
+
+    async def watch(_: Sidecar) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Sidecar, "watch", watch)
+    async with upstream(HEAD + STREAM) as up, running(up.url) as side:
+        assert (await ask(side.host, POST)).status == 200
+    (said,) = [record for record in caplog.records if record.message == "task_failed"]
+    assert said.exc_info is not None
+
+
+async def test_clients_of_the_admin_port_hold_up_nothing(tmp_path: Path) -> None:
+    """Not one that is idle, nor one that asks for more and more and reads nothing."""
+    with sidecar_process(tmp_path, {"SIDECAR_UPSTREAM": "http://127.0.0.1:9"}) as side:
+        address = ("127.0.0.1", side.admin_port)
+        async with connected(address) as idle, connected(address, limit=1024) as stuck:
+            metrics = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+            assert (await idle.ask(metrics)).status == 200
+            stuck.send(metrics * 1000)
+            await until(lambda: side.logged("serving"))
+            side.process.send(signal.SIGTERM)
+            assert await asyncio.to_thread(side.process.exit_code, timeout_s=8) == 0
 
 
 @pytest.mark.parametrize("setting", ["SIDECAR_PORT", "SIDECAR_ADMIN_PORT"])
