@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks chaos soak fuzz audit lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench leaks chaos soak fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 
 bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BENCH_BIN)/python -m bench.scrape
+
+bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
+	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
 
 check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
