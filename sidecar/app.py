@@ -8,10 +8,12 @@ import logging
 import ssl
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from sidecar.account.compat import UpstreamVersion
 from sidecar.account.exposition import (
     OPENMETRICS_TYPE,
     TEXT_TYPE,
@@ -28,8 +30,10 @@ from sidecar.account.metrics import Metrics
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
+from sidecar.admin.guard import Access, is_loopback
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
+from sidecar.descriptors import Descriptors
 from sidecar.errors import ConfigError, UpstreamError
 from sidecar.exchange import (
     Dialect,
@@ -45,6 +49,7 @@ from sidecar.lines import Channel, LineWriter, Losses
 from sidecar.observe.request import BodyReader
 from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
+from sidecar.proxy.capacity import Capacity
 from sidecar.proxy.headers import ForwardedRule
 from sidecar.proxy.relay import Relay
 from sidecar.proxy.transport import Timeouts, Transport
@@ -100,7 +105,7 @@ class Sidecar:
         self.settings = settings
         self.metrics = Metrics(
             settings.labels,
-            compat=settings.compat != "off",
+            compat=settings.compat,
             costs=bool(settings.price_sources),
             clock=time.time,
         )
@@ -124,6 +129,11 @@ class Sidecar:
         self._litellm = self._way_to_litellm(settings, tls)
         self._lookups: Lookups | None = None
         self.prices = self._price_keeper(settings)
+        conflict = self.metrics.compat_conflict
+        self._upstream_version = UpstreamVersion(
+            self.metrics.upstream_info,
+            conflict.child("v1.100") if "v1.100" in settings.compat else None,
+        )
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
@@ -131,18 +141,24 @@ class Sidecar:
             keys=KeyReader(settings.key_header),
             pricing=self.prices.pricing if self.prices is not None else None,
             usage_log=self._usage_log,
+            upstream=self._upstream_version,
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
         self.scrapes = Scrapes(self.metrics.store, lambda: self.ledger.submitted, time.monotonic)
         timeouts = Timeouts(
             connect_s=settings.connect_timeout_s or None,
+            send_s=settings.send_timeout_s or None,
             first_byte_s=settings.first_byte_timeout_s or None,
             idle_s=settings.idle_timeout_s or None,
         )
-        self.upstream = Transport(settings.upstream, timeouts, tls=tls)
+        self.descriptors = Descriptors()
+        self.upstream = Transport(
+            settings.upstream, timeouts, tls=tls, has_room=self.descriptors.has_room
+        )
         self.readiness = Readiness(self._probe, time.monotonic)
         forwarded = ForwardedRule(settings.trusted_proxies)
+        capacity = Capacity(settings.max_concurrent_requests or None)
         self.relay = Relay(
             self.upstream,
             observer or _Observer(settings.max_request_capture_bytes),
@@ -150,11 +166,16 @@ class Sidecar:
             forwarded,
             rewriting=self._rewriter(settings),
             max_request_body_bytes=settings.max_request_body_bytes or None,
+            capacity=capacity,
         )
         self.tunnel = tunnel_protocol(
-            self.upstream, self.ledger, forwarded, first_byte_timeout_s=timeouts.first_byte_s
+            self.upstream,
+            self.ledger,
+            forwarded,
+            first_byte_timeout_s=timeouts.first_byte_s,
+            capacity=capacity,
         )
-        self.admin = create_admin(self._render, self.readiness)
+        self.admin = create_admin(self._render, self.readiness, _access(settings))
         self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
@@ -172,6 +193,7 @@ class Sidecar:
         while True:
             await asyncio.sleep(_WATCH_S)
             self._settle()
+            self.descriptors.has_room()  # what else takes them shows here
             if self._usage_log is not None:
                 self._usage_log.look_after()
             if self._teams is not None and await asyncio.to_thread(self._teams.changed):
@@ -198,7 +220,7 @@ class Sidecar:
         """Let go of the upstream."""
         gc.unfreeze()
         if self._lookups is not None:
-            await self._lookups.aclose()
+            await self._lookups.flush(0)
         await self._litellm.aclose()
         await self.upstream.aclose()
         if isinstance(self._usage_lines, LogFile):
@@ -337,3 +359,13 @@ class Sidecar:
         else:
             self._teams_read()
             logger.info("team_file_read", extra={"keys": keys})
+
+
+def _access(settings: Settings) -> Access:
+    token = settings.admin_token
+    return Access(
+        token_hash=sha256(token.get_secret_value().encode()).digest() if token else None,
+        open=settings.admin_open,
+        local=is_loopback(settings.admin_host),
+        metrics_guarded=settings.admin_guard_metrics,
+    )

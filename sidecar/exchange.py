@@ -166,10 +166,12 @@ class InputClass(_LabelValue):
 class UpstreamFault(_LabelValue):
     """Why the upstream gave no response, or not all of it."""
 
+    NO_FILE_DESCRIPTORS = "no_file_descriptors"
     CONNECT_FAILED = "connect_failed"
     CONNECT_TIMEOUT = "connect_timeout"
     STALE_CONNECTION = "stale_connection"
     CONNECTION_LOST = "connection_lost"
+    SEND_TIMEOUT = "send_timeout"
     MALFORMED_REQUEST = "malformed_request"
     MALFORMED_RESPONSE = "malformed_response"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
@@ -194,6 +196,7 @@ class RefusalReason(_LabelValue):
     SLOW_BODY = "slow_body"
     SLOW_READER = "slow_reader"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    TOO_MANY_REQUESTS = "too_many_requests"
 
 
 class LogFault(_LabelValue):

@@ -176,11 +176,6 @@ class Lookups:
             if late:
                 await asyncio.wait(late)
 
-    async def aclose(self) -> None:
-        """Ask nothing any more."""
-        await self.flush(0)
-        await self._litellm.aclose()
-
     async def _look_up(self, hashed: str, waiting: deque[Settle]) -> None:
         """Ask for a key, and tell all who wait for it, also where this is cancelled."""
         owner = self.known(hashed)

@@ -31,9 +31,9 @@ from sidecar.account.rates import (
     Unpriced,
     cost_of,
 )
-from sidecar.exchange import NO_TERMS, Exchange, Observation, RawHeaders
+from sidecar.exchange import NO_TERMS, Exchange, Observation, RawHeaders, RequestFacts
 
-__all__ = ["Asked", "Card", "Pricing"]
+__all__ = ["Asked", "Card", "Pricing", "asked_of"]
 
 logger = logging.getLogger("sidecar.account")
 
@@ -109,12 +109,17 @@ class Pricing:
         Returns:
             The cost, or why there is none; None for a response that reports no usage.
         """
+        return self.price_as(asked_of(exchange, observation), exchange.facts, observation)
+
+    def price_as(
+        self, asked: Asked, facts: RequestFacts, observation: Observation
+    ) -> Cost | Unpriced | None:
+        """Price a response of which it is known by whom it is; the same as `price`."""
         usage = observation.usage
         tokens = usage.input_classes()
         output = usage.output_tokens or 0
         if not (output or any(tokens)):
             return None
-        asked = _asked(exchange, observation)
         card = self._cards.get(asked)
         if card is None:
             if len(self._cards) >= _MAX_CARDS:
@@ -123,7 +128,6 @@ class Pricing:
         if isinstance(card, Unpriced):
             result: Cost | Unpriced = card
         else:
-            facts = exchange.facts
             result = cost_of(
                 card.brackets,
                 tokens,
@@ -244,7 +248,9 @@ class Pricing:
             )
 
 
-def _asked(exchange: Exchange, observation: Observation) -> Asked:
+def asked_of(exchange: Exchange, observation: Observation) -> Asked:
+    """Gather what is known of the model that answered: from the names and terms of the answer,
+    and the headers `x-litellm-model-id` and `x-litellm-model-name`."""
     model_id, model_name = _litellm_names(exchange.response_headers)
     message_id = observation.message_id
     tier, geo = STANDARD, ""

@@ -218,6 +218,8 @@ class Cycle:
         if self._waits_for_100:
             # Whether what comes next is the body or a request, nobody could tell.
             self.keep_alive = False
+        if self._edge.listener.announcing:
+            self.keep_alive = False
         if status_code not in (204, 304) and self._scope["method"] != "HEAD":
             for name, value in headers:
                 if name == b"content-length":

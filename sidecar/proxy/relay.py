@@ -36,6 +36,7 @@ from sidecar.exchange import (
     UpstreamFault,
     header,
 )
+from sidecar.proxy.capacity import Capacity
 from sidecar.proxy.edge import Downstream, downstream_of
 from sidecar.proxy.headers import (
     ForwardedRule,
@@ -44,7 +45,7 @@ from sidecar.proxy.headers import (
     response_headers,
     without_validators,
 )
-from sidecar.proxy.refusal import Refusal, refusal_of
+from sidecar.proxy.refusal import REFUSALS, Refusal, refusal_of
 from sidecar.proxy.routes import classify
 from sidecar.proxy.transport import Transport, UpstreamResponse
 
@@ -56,17 +57,17 @@ _NO_FACTS = RequestFacts()
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
 
-_TOO_LARGE = Refusal(
-    413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."
-)
-
 
 class _ClientLeftError(Exception):
     """The client closed its connection while its request was being read."""
 
 
-class _TooLargeError(Exception):
-    """The request's body is larger than the bound."""
+class _RefusedError(Exception):
+    """The request is not passed on, or no further."""
+
+    def __init__(self, reason: RefusalReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Relay:
@@ -79,6 +80,7 @@ class Relay:
         forwarded: who may say for whom a request is.
         rewriting: makes the transformers of responses; None to change nothing.
         max_request_body_bytes: longer bodies get 413; None for no bound.
+        capacity: what is under way; requests past its limit get 503.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Relay:
         *,
         rewriting: Rewriting | None = None,
         max_request_body_bytes: int | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
         self.upstream = upstream
         self.observer = observer
@@ -97,10 +100,15 @@ class Relay:
         self.forwarded = forwarded
         self.rewriting = rewriting
         self.max_request_body_bytes = max_request_body_bytes
+        self.capacity = capacity or Capacity()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await _Exchange(self, scope, receive, send).run()
+            self.capacity.taken += 1
+            try:
+                await _Exchange(self, scope, receive, send).run()
+            finally:
+                self.capacity.taken -= 1
 
 
 class _Exchange:
@@ -143,6 +151,8 @@ class _Exchange:
         self._task = asyncio.current_task()
         self._client.on_left = self._leave
         try:
+            if self._relay.capacity.exceeded:
+                raise _RefusedError(RefusalReason.TOO_MANY_REQUESTS)
             self._check_length()
             await self._open()
             if self._relay.rewriting is None:
@@ -152,9 +162,9 @@ class _Exchange:
                 await self._send_rewritten(self._relay.rewriting)
         except _ClientLeftError:
             end = End.CLIENT_LEFT
-        except _TooLargeError:
-            self._relay.accounts.refuse(RefusalReason.REQUEST_TOO_LARGE)
-            await self._refuse(_TOO_LARGE)
+        except _RefusedError as error:
+            self._relay.accounts.refuse(error.reason)
+            await self._refuse(REFUSALS[error.reason])
         except UpstreamError as error:
             await self._upstream_failed(error)
         except asyncio.CancelledError:
@@ -189,7 +199,7 @@ class _Exchange:
         bound = self.max_body_bytes
         length = None if bound is None else header(self._headers, b"content-length")
         if bound is not None and length is not None and int(length) > bound:
-            raise _TooLargeError
+            raise _RefusedError(RefusalReason.REQUEST_TOO_LARGE)
 
     async def _open(self) -> None:
         relay = self._relay
@@ -514,7 +524,7 @@ class _RequestBody:
     """The request's body, on its way to the upstream and past the reader.
 
     Raises, from both methods:
-        _TooLargeError: it is longer than the bound.
+        _RefusedError: it is longer than the bound.
     """
 
     def __init__(self, exchange: _Exchange, client: Downstream, receive: Receive) -> None:
@@ -559,7 +569,7 @@ class _RequestBody:
         if self._left is not None:
             self._left -= len(piece)
             if self._left < 0:
-                raise _TooLargeError
+                raise _RefusedError(RefusalReason.REQUEST_TOO_LARGE)
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

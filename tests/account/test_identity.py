@@ -263,6 +263,7 @@ async def test_file_stands_behind_litellm(tmp_path: Path, source: type[Said]) ->
             found[key] = owner
     await asyncio.sleep(0.01)
     assert found == owners | {C: Owner("old", "alias"), "x": Owner()}
+    assert {key: identities.known(key) for key in found} == found
     assert looks == [("file", "found"), ("file", "not_found")]
 
 
@@ -274,6 +275,7 @@ def test_file_alone(tmp_path: Path) -> None:
     identities = Identities(None, TeamFile(path), lambda *look: looks.append(look))
     assert identities.resolve(A, never) == Owner("red")
     assert identities.resolve(B, never) == Owner()
+    assert identities.known(A) == Owner("red")
     assert looks == [("file", "found"), ("file", "not_found")]
     identities = Identities(Said({A: Owner("blue")}), None, never)
     assert identities.resolve(A, never) == Owner("blue")

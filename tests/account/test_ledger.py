@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class Books:
         self,
         labels: tuple[str, ...] = LABELS,
         *,
-        compat: bool = True,
+        compat: Sequence[str] = ("v1.83",),
         costs: bool = False,
         **limits: Any,
     ):
@@ -138,7 +138,7 @@ def test_outcomes_and_the_names_of_litellm(
 
 def test_litellms_names_can_be_switched_off() -> None:
     """Without compat none of LiteLLM's names exist."""
-    books = Books(compat=False)
+    books = Books(compat=())
     books.submit(exchange())
     assert not any(
         family.name.startswith("litellm_cache") for family in books.metrics.store.families
@@ -221,9 +221,10 @@ def test_team_from_header_then_file(
 
 
 class Asked:
-    """Somebody who answers when told to."""
+    """Somebody who answers when told to, and knows one thing before."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Owner | None = None) -> None:
+        self._known = known or Owner()
         self.waiting: list[tuple[str, Callable[[Owner], None]]] = []
 
     def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
@@ -231,7 +232,7 @@ class Asked:
         return None
 
     def known(self, hashed: str) -> Owner:
-        return Owner()
+        return self._known
 
 
 def test_answer_waits_for_its_owner() -> None:
@@ -283,6 +284,35 @@ def test_only_what_is_not_said_is_asked_for(
     names = {"model": "m", "team_alias": team, "api_key_alias": alias}
     found = books.value("output_tokens_total", **{label: names[label] for label in labels})
     assert (len(asked.waiting), found) == (asks, 16)
+
+
+class Lines:
+    """Takes what would be written to a usage log."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, exchange: Exchange, observation: Observation, **resolved: Any) -> None:
+        self.written.append(resolved)
+
+
+@pytest.mark.parametrize(
+    ("said", "team"), [([], "before"), ([(b"x-litellm-team-alias", b"red")], "red")]
+)
+def test_line_does_not_wait(said: list[tuple[bytes, bytes]], team: str) -> None:
+    """The line of an answer that waits for its owner is written at once, under the name that is
+    known by then; a refused request's too, and nobody is asked for it."""
+    lines, asked = Lines(), Asked(Owner("before"))
+    books = Books(identities=asked, usage_log=lines)
+    books.submit(exchange(response_headers=said))
+    (line,) = lines.written
+    assert (line["team_alias"], line["hashed_key"], line["outcome"]) == (team, KEY, Outcome.HIT)
+    waiting = len(asked.waiting)
+    books.submit(exchange(status_code=401, response_headers=[]))
+    books.submit(exchange(status_code=401, response_headers=[], request_headers=[]))
+    assert [line["team_alias"] for line in lines.written[1:]] == ["before", "unknown"]
+    assert [line["hashed_key"] for line in lines.written[1:]] == [KEY, None]
+    assert len(asked.waiting) == waiting
 
 
 def test_refused_request_is_not_looked_up() -> None:
@@ -423,7 +453,7 @@ def test_series_are_limited_in_all() -> None:
     assert books.value("output_tokens_total", **other) == 16 * 8
     assert books.value("output_tokens_total", **TEAM | {"model": "m1"}) == 16
     kept = {"input_tokens": 15, "output_tokens": 3, "responses": 18}
-    kept |= {family.name: 3 for family in books.metrics.compat}
+    kept |= {family.name: 3 for family in books.metrics.compat.families}
     families = {
         family.name.removeprefix("litellm_sidecar_"): len(family.children)
         for family in books.metrics.store.families

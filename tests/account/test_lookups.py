@@ -346,7 +346,6 @@ async def test_flush_tells_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None
     await rig.lookups.flush(5)
     assert told == [Owner("None", "late")]
     await rig.lookups.flush(0)
-    await rig.lookups.aclose()
 
 
 async def test_answer_that_does_not_come_is_not_waited_for(
