@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks fuzz lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks chaos soak fuzz lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,12 @@ microbench: .bench/python/.ready ## Measure the tap alone against the committed 
 
 leaks: bench-tools ## Put 100,000 requests through, cut 10% of them, and see whether anything stays.
 	$(BENCH_BIN)/python -m bench.leaks $(ARGS)
+
+chaos: .bench/python/.ready ## Break everything in 220,000 exchanges and compare every count (needs Prometheus).
+	@$(BENCH_BIN)/python -m bench.chaos $(ARGS)
+
+soak: .bench/python/.ready ## Run for 10 minutes at half of capacity; writes bench/SOAK.md (ARGS: bench/README.md).
+	@$(BENCH_BIN)/python -m bench.soak $(if $(ARGS),$(ARGS),--write)
 
 .bench/python/.ready: requirements/dev.txt $(READY)
 	@mkdir -p .bench

@@ -8,6 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -29,6 +30,7 @@ from sidecar.account.metrics import Metrics
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
+from sidecar.admin.guard import Access, is_loopback
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
 from sidecar.descriptors import Descriptors
@@ -173,7 +175,7 @@ class Sidecar:
             first_byte_timeout_s=timeouts.first_byte_s,
             capacity=capacity,
         )
-        self.admin = create_admin(self._render, self.readiness)
+        self.admin = create_admin(self._render, self.readiness, _access(settings))
         self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
@@ -357,3 +359,13 @@ class Sidecar:
         else:
             self._teams_read()
             logger.info("team_file_read", extra={"keys": keys})
+
+
+def _access(settings: Settings) -> Access:
+    token = settings.admin_token
+    return Access(
+        token_hash=sha256(token.get_secret_value().encode()).digest() if token else None,
+        open=settings.admin_open,
+        local=is_loopback(settings.admin_host),
+        metrics_guarded=settings.admin_guard_metrics,
+    )

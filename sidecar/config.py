@@ -72,6 +72,24 @@ class Settings(BaseSettings):
     admin_port: _Port = _setting(
         4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
     )
+    admin_token_file: Path | None = _setting(
+        None, "File that holds SIDECAR_ADMIN_TOKEN.", "the path of a file with nothing else in it"
+    )
+    admin_token: Annotated[SecretStr | None, Field(validate_default=True)] = _setting(
+        None,
+        "What the admin port wants to see, but for metrics and probes, as `Bearer` token or as "
+        "password of `Basic`.",
+        "a secret, unless SIDECAR_ADMIN_TOKEN_FILE is set",
+    )
+    admin_open: bool = _setting(
+        False,
+        "Opens all of the admin port to whoever reaches it. Without this and without a token "
+        "that is so on loopback alone.",
+        "true or false; not with a token",
+    )
+    admin_guard_metrics: bool = _setting(
+        False, "Has /metrics want the token as well.", "true or false; true only with a token"
+    )
     labels: Annotated[tuple[str, ...], NoDecode] = _setting(
         ("model", "team_alias", "provider"),
         "Labels of the token and response series.",
@@ -125,8 +143,8 @@ class Settings(BaseSettings):
         f"a comma-separated choice of {', '.join(PRICE_SOURCES)}, or nothing",
     )
     price_refresh_s: Annotated[float, Field(ge=60, le=604_800, allow_inf_nan=False)] = _setting(
-        3600.0,
-        "How often LiteLLM is asked for its prices.",
+        21_600.0,
+        "How often LiteLLM is asked for its prices. Its cost map takes it up to half a second.",
         "seconds, 60 to 604800",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
@@ -329,7 +347,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", "key_header"),
-        "price_file",
+        *("price_file", "admin_token_file", "admin_token"),
         mode="before",
     )
     @classmethod
@@ -338,7 +356,8 @@ class Settings(BaseSettings):
         return None if value == "" else value
 
     @field_validator(
-        "upstream_ca_file", "team_file", "litellm_key_file", "price_file", mode="after"
+        *("upstream_ca_file", "team_file", "litellm_key_file", "price_file", "admin_token_file"),
+        mode="after",
     )
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
@@ -352,7 +371,7 @@ class Settings(BaseSettings):
                 raise ValueError(exc.strerror or "it cannot be read") from None
         return value
 
-    @field_validator("litellm_key", mode="after")
+    @field_validator("litellm_key", "admin_token", mode="after")
     @classmethod
     def _read_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         """Take the secret from its file, where one is named."""
@@ -367,6 +386,13 @@ class Settings(BaseSettings):
             rf"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value.get_secret_value()
         ):
             raise ValueError("that cannot stand in a header")
+        return value
+
+    @field_validator("admin_open", "admin_guard_metrics", mode="after")
+    @classmethod
+    def _check_guard(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.field_name == "admin_open") == bool(info.data.get("admin_token")):
+            raise ValueError("there is a token" if info.data.get("admin_token") else "no token")
         return value
 
     @field_validator("upstream_ca_file", mode="after")

@@ -122,23 +122,27 @@ def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert secret not in "".join(found)
 
 
+@pytest.mark.parametrize("name", ["litellm_key", "admin_token"])
 def test_secret_comes_from_the_environment_or_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One of the two says it, and none of what is shown does."""
-    assert load_settings().litellm_key is None
-    monkeypatch.setenv("SIDECAR_LITELLM_KEY", "sk-viewer-1")
-    key = load_settings().litellm_key
-    assert key is not None
-    assert key.get_secret_value() == "sk-viewer-1"
+
+    def found() -> str | None:
+        secret = getattr(load_settings(), name)
+        return None if secret is None else secret.get_secret_value()
+
+    variable = f"SIDECAR_{name.upper()}"
+    assert found() is None
+    monkeypatch.setenv(variable, "sk-viewer-1")
+    assert found() == "sk-viewer-1"
     assert "viewer" not in repr(load_settings())
-    monkeypatch.setenv("SIDECAR_LITELLM_KEY", "")
+    monkeypatch.setenv(variable, "")
     path = tmp_path / "key"
     path.write_text(" sk-viewer-2\r\n")
-    monkeypatch.setenv("SIDECAR_LITELLM_KEY_FILE", str(path))
-    key = load_settings().litellm_key
-    assert key is not None
-    assert key.get_secret_value() == "sk-viewer-2"
+    monkeypatch.setenv(f"{variable}_FILE", str(path))
+    assert found() == "sk-viewer-2"
+    assert "viewer" not in repr(load_settings())
 
 
 @pytest.mark.parametrize("content", ["", "\n", "two words", "sk-one\nsk-two", "clé", "x" * 5000])
@@ -166,6 +170,14 @@ def test_secret_has_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "hunter" not in fault
     (fault,) = faults(monkeypatch, LITELLM_KEY="", LITELLM_KEY_FILE=str(tmp_path / "absent"))
     assert fault.startswith("SIDECAR_LITELLM_KEY_FILE=")
+
+
+def test_guard_of_the_admin_port_is_not_contradictory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open and a token cannot both be meant, nor metrics that want a token which is not there."""
+    (fault,) = faults(monkeypatch, ADMIN_GUARD_METRICS="true")
+    assert fault.startswith("SIDECAR_ADMIN_GUARD_METRICS=")
+    (fault,) = faults(monkeypatch, ADMIN_TOKEN="x", ADMIN_OPEN="true", ADMIN_GUARD_METRICS="true")
+    assert fault.startswith("SIDECAR_ADMIN_OPEN=")
 
 
 @pytest.mark.parametrize(

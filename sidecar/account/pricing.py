@@ -191,13 +191,15 @@ class Pricing:
                 if name in self.file.cards:
                     yield "file", self.file.cards[name]
                     break
-        if deployment is not None and deployment.card.rates:
-            yield "model_info", deployment.card
+        if deployment is not None:
+            card = self._deployment_card(deployment)
+            if card.rates:
+                yield "model_info", card
         if self.cost_map is not None:
             for name, provider in names:
-                card = self.cost_map.card(name, provider)
-                if card is not None and card.rates:
-                    yield "cost_map", card
+                entry = self.cost_map.card(name, provider)
+                if entry is not None and entry.rates:
+                    yield "cost_map", entry
                     break
         if self._package:
             at = datetime.fromtimestamp(self._clock(), UTC)
@@ -207,10 +209,22 @@ class Pricing:
                     deployment is None or deployment.location != "global"
                 ):
                     continue
-                card = package_card(name.rpartition("/")[2], provider or "anthropic", at)
-                if card is not None:
-                    yield "package", card
+                found = package_card(name.rpartition("/")[2], provider or "anthropic", at)
+                if found is not None:
+                    yield "package", found
                     break
+
+    def _deployment_card(self, deployment: Deployment) -> SourceCard:
+        """Take what LiteLLM says of a deployment, but for what it filled in from a wrong entry."""
+        card = deployment.card
+        if not deployment.strayed:
+            return card
+        filled = self.cost_map.card(deployment.key, "") if self.cost_map is not None else None
+        if filled is None:
+            # What was filled in, and what the operator wrote, cannot be told apart.
+            return SourceCard({})
+        own = {key: rate for key, rate in card.rates.items() if filled.rates.get(key) != rate}
+        return SourceCard(own, name=card.name)
 
     def _tell(self, asked: Asked, reason: Unpriced) -> None:
         """Log a model that has no price, once for each reason."""

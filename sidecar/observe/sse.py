@@ -232,7 +232,10 @@ class EventFinder:
         name = b""
         data: list[bytes] = []
         stray = False
-        for line in event.split(b"\n"):
+        lines = event.split(b"\n")
+        if not terminated and b":" not in lines[-1]:
+            lines.pop()  # the stream was cut within the name of a field
+        for line in lines:
             field, _, value = line.partition(b":")
             if field == b"data":
                 data.append(value.removeprefix(b" "))
