@@ -165,8 +165,8 @@ class Lifecycle:
         if terminated:
             await self._pause(self._settings.drain_delay_s)
         await self._end_exchanges(data, data_task)
-        # All exchanges have ended and are accounted for. What is still owed to the metrics,
-        # such as names that are being looked up, has to be settled here.
+        # All exchanges have ended. Those whose owners are being looked up have still to be counted.
+        await _first(self._sidecar.flush(), self._now.wait())
         if terminated:
             await self._await_final_scrape()
 
@@ -187,7 +187,6 @@ class Lifecycle:
             cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
-        await _first(self._sidecar.flush(), self._now.wait())
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
 
     async def _await_final_scrape(self) -> None:
