@@ -172,9 +172,10 @@ async def _run(
         await _until(books, warm_up + exchanges * turn // (restarts + 2), load)
         if turn == restarts // 2 + 1:
             say(f"SIGTERM after {len(books.attempts):,} exchanges")
-            exit_codes.append(await asyncio.to_thread(lives[0].terminate))
-            lives[0].lines = await asyncio.to_thread(read_lines, usage_log)
-            await asyncio.to_thread(lives[1].start)
+            with books.disturbing():
+                exit_codes.append(await asyncio.to_thread(lives[0].terminate))
+                lives[0].lines = await asyncio.to_thread(read_lines, usage_log)
+                await asyncio.to_thread(lives[1].start)
             say(f"a new process serves; {books.refused:,} connections were refused meanwhile")
         else:
             await standin.restart(_UPSTREAM_DOWN_S)
