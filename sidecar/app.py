@@ -8,10 +8,12 @@ import logging
 import ssl
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from sidecar.account.compat import UpstreamVersion
 from sidecar.account.exposition import (
     OPENMETRICS_TYPE,
     TEXT_TYPE,
@@ -28,6 +30,7 @@ from sidecar.account.metrics import Metrics
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
+from sidecar.admin.guard import Access, is_loopback
 from sidecar.admin.readiness import Readiness
 from sidecar.config import Settings
 from sidecar.descriptors import Descriptors
@@ -102,7 +105,7 @@ class Sidecar:
         self.settings = settings
         self.metrics = Metrics(
             settings.labels,
-            compat=settings.compat != "off",
+            compat=settings.compat,
             costs=bool(settings.price_sources),
             clock=time.time,
         )
@@ -126,6 +129,11 @@ class Sidecar:
         self._litellm = self._way_to_litellm(settings, tls)
         self._lookups: Lookups | None = None
         self.prices = self._price_keeper(settings)
+        conflict = self.metrics.compat_conflict
+        self._upstream_version = UpstreamVersion(
+            self.metrics.upstream_info,
+            conflict.child("v1.100") if "v1.100" in settings.compat else None,
+        )
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
@@ -133,6 +141,7 @@ class Sidecar:
             keys=KeyReader(settings.key_header),
             pricing=self.prices.pricing if self.prices is not None else None,
             usage_log=self._usage_log,
+            upstream=self._upstream_version,
             max_label_values=settings.max_label_values,
             max_series=settings.max_series,
         )
@@ -166,7 +175,7 @@ class Sidecar:
             first_byte_timeout_s=timeouts.first_byte_s,
             capacity=capacity,
         )
-        self.admin = create_admin(self._render, self.readiness)
+        self.admin = create_admin(self._render, self.readiness, _access(settings))
         self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
@@ -350,3 +359,13 @@ class Sidecar:
         else:
             self._teams_read()
             logger.info("team_file_read", extra={"keys": keys})
+
+
+def _access(settings: Settings) -> Access:
+    token = settings.admin_token
+    return Access(
+        token_hash=sha256(token.get_secret_value().encode()).digest() if token else None,
+        open=settings.admin_open,
+        local=is_loopback(settings.admin_host),
+        metrics_guarded=settings.admin_guard_metrics,
+    )

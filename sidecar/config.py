@@ -72,6 +72,24 @@ class Settings(BaseSettings):
     admin_port: _Port = _setting(
         4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
     )
+    admin_token_file: Path | None = _setting(
+        None, "File that holds SIDECAR_ADMIN_TOKEN.", "the path of a file with nothing else in it"
+    )
+    admin_token: Annotated[SecretStr | None, Field(validate_default=True)] = _setting(
+        None,
+        "What the admin port wants to see, but for metrics and probes, as `Bearer` token or as "
+        "password of `Basic`.",
+        "a secret, unless SIDECAR_ADMIN_TOKEN_FILE is set",
+    )
+    admin_open: bool = _setting(
+        False,
+        "Opens all of the admin port to whoever reaches it. Without this and without a token "
+        "that is so on loopback alone.",
+        "true or false; not with a token",
+    )
+    admin_guard_metrics: bool = _setting(
+        False, "Has /metrics want the token as well.", "true or false; true only with a token"
+    )
     labels: Annotated[tuple[str, ...], NoDecode] = _setting(
         ("model", "team_alias", "provider"),
         "Labels of the token and response series.",
@@ -85,10 +103,11 @@ class Settings(BaseSettings):
         "Token and response series kept in all; later label sets are counted under `other`.",
         "100 to 1000000",
     )
-    compat: Literal["v1.83", "off"] = _setting(
-        "v1.83",
-        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics.",
-        "v1.83 or off",
+    compat: Annotated[tuple[str, ...], NoDecode] = _setting(
+        ("v1.83",),
+        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics, `v1.100` for "
+        "the four that newer versions have themselves; see docs/migration.md.",
+        "a comma-separated choice of v1.83 and v1.100, or off",
     )
     team_file: Path | None = _setting(
         None,
@@ -124,8 +143,8 @@ class Settings(BaseSettings):
         f"a comma-separated choice of {', '.join(PRICE_SOURCES)}, or nothing",
     )
     price_refresh_s: Annotated[float, Field(ge=60, le=604_800, allow_inf_nan=False)] = _setting(
-        3600.0,
-        "How often LiteLLM is asked for its prices.",
+        21_600.0,
+        "How often LiteLLM is asked for its prices. Its cost map takes it up to half a second.",
         "seconds, 60 to 604800",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
@@ -277,6 +296,17 @@ class Settings(BaseSettings):
             return tuple(name for name in PRICE_SOURCES if name in names)
         return value
 
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _split_compat(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = {name.strip().lower() for name in value.split(",") if name.strip()}
+            unknown = sorted(names - {"off", "v1.83", "v1.100"})
+            if unknown or ("off" in names and len(names) > 1):
+                raise ValueError(f"unknown: {', '.join(unknown)}" if unknown else "off and on")
+            return tuple(name for name in ("v1.83", "v1.100") if name in names)
+        return value
+
     @field_validator("rewrite_only", mode="before")
     @classmethod
     def _split_rules(cls, value: object) -> object:
@@ -317,7 +347,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", "key_header"),
-        "price_file",
+        *("price_file", "admin_token_file", "admin_token"),
         mode="before",
     )
     @classmethod
@@ -326,7 +356,8 @@ class Settings(BaseSettings):
         return None if value == "" else value
 
     @field_validator(
-        "upstream_ca_file", "team_file", "litellm_key_file", "price_file", mode="after"
+        *("upstream_ca_file", "team_file", "litellm_key_file", "price_file", "admin_token_file"),
+        mode="after",
     )
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
@@ -340,7 +371,7 @@ class Settings(BaseSettings):
                 raise ValueError(exc.strerror or "it cannot be read") from None
         return value
 
-    @field_validator("litellm_key", mode="after")
+    @field_validator("litellm_key", "admin_token", mode="after")
     @classmethod
     def _read_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         """Take the secret from its file, where one is named."""
@@ -355,6 +386,13 @@ class Settings(BaseSettings):
             rf"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value.get_secret_value()
         ):
             raise ValueError("that cannot stand in a header")
+        return value
+
+    @field_validator("admin_open", "admin_guard_metrics", mode="after")
+    @classmethod
+    def _check_guard(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.field_name == "admin_open") == bool(info.data.get("admin_token")):
+            raise ValueError("there is a token" if info.data.get("admin_token") else "no token")
         return value
 
     @field_validator("upstream_ca_file", mode="after")

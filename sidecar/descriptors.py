@@ -47,7 +47,7 @@ class Descriptors:
         if limit is None:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.limit = sys.maxsize if limit == resource.RLIM_INFINITY else limit
-        self.reserved = max(16, min(512, self.limit // 8))
+        self.reserved = max(32, min(512, self.limit // 8))
         """How many no client gets; a quarter of them is for the admin port alone."""
         self._warned = False
 
@@ -55,14 +55,14 @@ class Descriptors:
         """Whether a client may have the descriptor of this number."""
         return number < self.limit - self.reserved or self._short()
 
-    def has_room(self) -> bool:
-        """Whether one more connection to LiteLLM may be made."""
+    def has_room(self, count: int = 1) -> bool:
+        """Whether there is one for the last of so many connections to LiteLLM."""
         try:
             number = os.open(os.devnull, os.O_RDONLY)
         except OSError:
             return self._short()
         os.close(number)
-        return number < self.limit - self.reserved // 4 or self._short()
+        return number + count <= self.limit - self.reserved // 4 or self._short()
 
     def check(self, requests: int | None, connections: int | None) -> None:
         """Warn if the limit is too low for those of the settings; None is no limit."""

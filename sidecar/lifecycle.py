@@ -20,7 +20,6 @@ from typing import Any, Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
@@ -35,8 +34,15 @@ _SCRAPED_LATELY_S = 120.0
 _CANCELLED_TASKS_S = 2.0
 """How long tasks that were cut may take to account for their exchanges."""
 _BACKLOG = 2048
-_ADMIN_KEEP_ALIVE_S = 75
-"""Longer than the interval at which Prometheus usually scrapes."""
+_ADMIN_LIMITS = Limits(
+    max_connections=256,
+    max_head_bytes=16 * 1024,
+    head_timeout_s=10.0,
+    stall_timeout_s=30.0,
+    # Longer than the interval at which Prometheus usually scrapes.
+    keep_alive_timeout_s=75.0,
+)
+"""Who asks here are scrapers, probes and a few people; each of them is near."""
 
 
 class _Server(uvicorn.Server):
@@ -110,9 +116,17 @@ class Lifecycle:
         edge = partial(Edge, listener=self._listener)
         # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel, drain_s=None)
-        admin = _server(sidecar.admin, http=HttpToolsProtocol, ws="none", drain_s=1)
-        patrol = Patrol(data.server_state.connections, self._listener.turned_away)
-        beside = [asyncio.create_task(patrol.run())]
+        # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.
+        admin_listener = Listener(_ADMIN_LIMITS, lambda reason: None)
+        admin_edge = partial(Edge, listener=admin_listener)
+        admin = _server(sidecar.admin, http=admin_edge, ws="none", drain_s=1)
+        beside = [
+            asyncio.create_task(Patrol(server.server_state.connections, turned_away).run())
+            for server, turned_away in (
+                (data, self._listener.turned_away),
+                (admin, admin_listener.turned_away),
+            )
+        ]
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
         try:
@@ -240,7 +254,6 @@ def _server(
         forwarded_allow_ips="",
         workers=1,
         backlog=_BACKLOG,
-        timeout_keep_alive=_ADMIN_KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
     return _Server(config)

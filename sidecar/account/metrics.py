@@ -7,10 +7,11 @@ holds it still. Names follow prometheus.io/docs/practices/naming.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sidecar import __version__
-from sidecar.account.store import Amount, Family, Store, Value
+from sidecar.account.compat import Compat
+from sidecar.account.store import Amount, Family, Store
 
 __all__ = ["Metrics"]
 
@@ -27,7 +28,7 @@ class Metrics:
 
     Args:
         labels: names of the labels that token series carry.
-        compat: whether LiteLLM's own three names are exported.
+        compat: which of LiteLLM's own names are exported, as in SIDECAR_COMPAT.
         costs: whether money is counted.
         clock: Unix time in seconds.
     """
@@ -36,7 +37,7 @@ class Metrics:
         self,
         labels: Sequence[str],
         *,
-        compat: bool,
+        compat: Collection[str],
         costs: bool = False,
         clock: Callable[[], float],
     ) -> None:
@@ -162,29 +163,20 @@ class Metrics:
             ("version", "python"),
         )
         build.child(__version__, platform.python_version()).add(1)
-        # Names that LiteLLM itself exports. There they count LiteLLM's own response cache.
-        compat_labels = ("model", "requested_model", "team_alias")
-        self.compat: tuple[Family[Value], ...] = ()
-        """LiteLLM's own names: cached tokens, hits, misses; empty where they are off."""
-        if compat:
-            self.compat = (
-                store.counter(
-                    "litellm_cached_tokens_metric",
-                    "Prompt tokens read from the provider prompt cache, counted by the sidecar.",
-                    compat_labels,
-                ),
-                store.counter(
-                    "litellm_cache_hits_metric",
-                    "Answers that read from the provider prompt cache, counted by the sidecar.",
-                    compat_labels,
-                ),
-                store.counter(
-                    "litellm_cache_misses_metric",
-                    "Answers that asked for the provider prompt cache, or wrote to it, and "
-                    "read nothing, counted by the sidecar.",
-                    compat_labels,
-                ),
-            )
+        self.upstream_info = store.gauge(
+            f"{PREFIX}upstream_info",
+            "1 for the LiteLLM version that answered last, as its x-litellm-version says; 0 for "
+            "those before it.",
+            ("version",),
+        )
+        self.compat_conflict = store.gauge(
+            f"{PREFIX}compat_conflict",
+            "1 where that LiteLLM exports the names of this choice of SIDECAR_COMPAT itself, so "
+            "that one of the two has to be dropped.",
+            ("names",),
+        )
+        self.compat = Compat(store, compat)
+        """LiteLLM's own names, as far as they are switched on."""
 
 
 class Costs:

@@ -11,6 +11,7 @@ __all__ = ["Money"]
 
 _TTLS = ("5m", "1h", "unknown")
 """The `ttl` label, in the order of `Cost.write_premiums`."""
+_NO_PREMIUMS = (0, 0, 0)
 
 
 class Money:
@@ -33,7 +34,9 @@ class Money:
     def add(self, cost: Cost) -> None:
         """Count a response."""
         for child, atto in zip(self._kinds, cost.kinds, strict=True):
-            child.atto += atto
+            if atto:
+                child.atto += atto
         self._savings.atto += cost.read_savings
-        for child, atto in zip(self._premiums, cost.write_premiums, strict=True):
-            child.atto += atto
+        if cost.write_premiums != _NO_PREMIUMS:
+            for child, atto in zip(self._premiums, cost.write_premiums, strict=True):
+                child.atto += atto

@@ -81,7 +81,18 @@ class Deployment:
     provider: str
     location: str
     """Of Vertex AI; empty if it is not said."""
+    key: str
+    """The entry of the cost map from which LiteLLM filled in what it was not told."""
     card: SourceCard
+
+    @property
+    def strayed(self) -> bool:
+        """Whether that is the entry of a model with another price.
+
+        LiteLLM 1.83 fills in a deployment of `us.anthropic.…` from `anthropic.…`, which is
+        cheaper, and bills by the right entry all the same.
+        """
+        return bool(self.key) and self.key not in same_price_names(self.model, self.provider)
 
 
 def deployments_in(body: bytes) -> dict[str, Deployment]:
@@ -105,7 +116,12 @@ def deployments_in(body: bytes) -> dict[str, Deployment]:
         # LiteLLM writes 0 for the price of a model that it does not know.
         card = litellm_card({k: v for k, v in info.items() if v}, str(model))
         deployments[info["id"]] = Deployment(
-            each.model_name, str(model), str(provider), str(location), card
+            each.model_name,
+            str(model),
+            str(provider),
+            str(location),
+            str(info.get("key") or ""),
+            card,
         )
     return deployments
 

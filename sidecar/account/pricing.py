@@ -31,9 +31,9 @@ from sidecar.account.rates import (
     Unpriced,
     cost_of,
 )
-from sidecar.exchange import NO_TERMS, Exchange, Observation, RawHeaders
+from sidecar.exchange import NO_TERMS, Exchange, Observation, RawHeaders, RequestFacts
 
-__all__ = ["Asked", "Card", "Pricing"]
+__all__ = ["Asked", "Card", "Pricing", "asked_of"]
 
 logger = logging.getLogger("sidecar.account")
 
@@ -109,12 +109,17 @@ class Pricing:
         Returns:
             The cost, or why there is none; None for a response that reports no usage.
         """
+        return self.price_as(asked_of(exchange, observation), exchange.facts, observation)
+
+    def price_as(
+        self, asked: Asked, facts: RequestFacts, observation: Observation
+    ) -> Cost | Unpriced | None:
+        """Price a response of which it is known by whom it is; the same as `price`."""
         usage = observation.usage
         tokens = usage.input_classes()
         output = usage.output_tokens or 0
         if not (output or any(tokens)):
             return None
-        asked = _asked(exchange, observation)
         card = self._cards.get(asked)
         if card is None:
             if len(self._cards) >= _MAX_CARDS:
@@ -123,7 +128,6 @@ class Pricing:
         if isinstance(card, Unpriced):
             result: Cost | Unpriced = card
         else:
-            facts = exchange.facts
             result = cost_of(
                 card.brackets,
                 tokens,
@@ -187,13 +191,15 @@ class Pricing:
                 if name in self.file.cards:
                     yield "file", self.file.cards[name]
                     break
-        if deployment is not None and deployment.card.rates:
-            yield "model_info", deployment.card
+        if deployment is not None:
+            card = self._deployment_card(deployment)
+            if card.rates:
+                yield "model_info", card
         if self.cost_map is not None:
             for name, provider in names:
-                card = self.cost_map.card(name, provider)
-                if card is not None and card.rates:
-                    yield "cost_map", card
+                entry = self.cost_map.card(name, provider)
+                if entry is not None and entry.rates:
+                    yield "cost_map", entry
                     break
         if self._package:
             at = datetime.fromtimestamp(self._clock(), UTC)
@@ -203,10 +209,22 @@ class Pricing:
                     deployment is None or deployment.location != "global"
                 ):
                     continue
-                card = package_card(name.rpartition("/")[2], provider or "anthropic", at)
-                if card is not None:
-                    yield "package", card
+                found = package_card(name.rpartition("/")[2], provider or "anthropic", at)
+                if found is not None:
+                    yield "package", found
                     break
+
+    def _deployment_card(self, deployment: Deployment) -> SourceCard:
+        """Take what LiteLLM says of a deployment, but for what it filled in from a wrong entry."""
+        card = deployment.card
+        if not deployment.strayed:
+            return card
+        filled = self.cost_map.card(deployment.key, "") if self.cost_map is not None else None
+        if filled is None:
+            # What was filled in, and what the operator wrote, cannot be told apart.
+            return SourceCard({})
+        own = {key: rate for key, rate in card.rates.items() if filled.rates.get(key) != rate}
+        return SourceCard(own, name=card.name)
 
     def _tell(self, asked: Asked, reason: Unpriced) -> None:
         """Log a model that has no price, once for each reason."""
@@ -226,7 +244,9 @@ class Pricing:
             )
 
 
-def _asked(exchange: Exchange, observation: Observation) -> Asked:
+def asked_of(exchange: Exchange, observation: Observation) -> Asked:
+    """Gather what is known of the model that answered: from the names and terms of the answer,
+    and the headers `x-litellm-model-id` and `x-litellm-model-name`."""
     model_id, model_name = _litellm_names(exchange.response_headers)
     message_id = observation.message_id
     tier, geo = STANDARD, ""

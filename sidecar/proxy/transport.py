@@ -694,7 +694,7 @@ class Transport(httpx.AsyncBaseTransport):
         url: `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH`.
         timeouts: applied to each exchange.
         tls: how an https upstream is checked; the system's certificates if not given.
-        has_room: whether there is a file descriptor for one more connection.
+        has_room: whether there is a file descriptor for the last of so many new connections.
     """
 
     def __init__(
@@ -703,10 +703,11 @@ class Transport(httpx.AsyncBaseTransport):
         timeouts: Timeouts,
         *,
         tls: ssl.SSLContext | None = None,
-        has_room: Callable[[], bool] = lambda: True,
+        has_room: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._timeouts = timeouts
         self._has_room = has_room
+        self._dialling = 0
         self._pool = _Pool()
         self._path: str | None = None
         self._tls: ssl.SSLContext | None = None
@@ -771,8 +772,10 @@ class Transport(httpx.AsyncBaseTransport):
         Raises:
             UpstreamError: there is no connection to be had.
         """
-        if not self._has_room():
+        # Those that are being made may not have theirs yet.
+        if not self._has_room(self._dialling + 1):
             raise UpstreamError(UpstreamFault.NO_FILE_DESCRIPTORS)
+        self._dialling += 1
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
                 if self._path is None:
@@ -783,6 +786,8 @@ class Transport(httpx.AsyncBaseTransport):
             raise UpstreamError(UpstreamFault.CONNECT_TIMEOUT) from None
         except OSError as exc:
             raise UpstreamError(UpstreamFault.CONNECT_FAILED, str(exc)) from None
+        finally:
+            self._dialling -= 1
 
     async def _dial_host(self, factory: Callable[[], P]) -> P:
         # uvloop's create_connection could resolve the name, but when it is cancelled meanwhile,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class Books:
         self,
         labels: tuple[str, ...] = LABELS,
         *,
-        compat: bool = True,
+        compat: Sequence[str] = ("v1.83",),
         costs: bool = False,
         **limits: Any,
     ):
@@ -138,7 +138,7 @@ def test_outcomes_and_the_names_of_litellm(
 
 def test_litellms_names_can_be_switched_off() -> None:
     """Without compat none of LiteLLM's names exist."""
-    books = Books(compat=False)
+    books = Books(compat=())
     books.submit(exchange())
     assert not any(
         family.name.startswith("litellm_cache") for family in books.metrics.store.families
@@ -306,12 +306,12 @@ def test_line_does_not_wait(said: list[tuple[bytes, bytes]], team: str) -> None:
     books = Books(identities=asked, usage_log=lines)
     books.submit(exchange(response_headers=said))
     (line,) = lines.written
-    assert (line["team_alias"], line["key_hash"], line["outcome"]) == (team, KEY, Outcome.HIT)
+    assert (line["team_alias"], line["hashed_key"], line["outcome"]) == (team, KEY, Outcome.HIT)
     waiting = len(asked.waiting)
     books.submit(exchange(status_code=401, response_headers=[]))
     books.submit(exchange(status_code=401, response_headers=[], request_headers=[]))
     assert [line["team_alias"] for line in lines.written[1:]] == ["before", "unknown"]
-    assert [line["key_hash"] for line in lines.written[1:]] == [KEY, None]
+    assert [line["hashed_key"] for line in lines.written[1:]] == [KEY, None]
     assert len(asked.waiting) == waiting
 
 
@@ -453,7 +453,7 @@ def test_series_are_limited_in_all() -> None:
     assert books.value("output_tokens_total", **other) == 16 * 8
     assert books.value("output_tokens_total", **TEAM | {"model": "m1"}) == 16
     kept = {"input_tokens": 15, "output_tokens": 3, "responses": 18}
-    kept |= {family.name: 3 for family in books.metrics.compat}
+    kept |= {family.name: 3 for family in books.metrics.compat.families}
     families = {
         family.name.removeprefix("litellm_sidecar_"): len(family.children)
         for family in books.metrics.store.families

@@ -12,7 +12,10 @@ GOLDEN = Path(__file__).parents[1] / "data" / "metrics.golden"
 def test_names_labels_and_help_stand_still() -> None:
     """A difference to the golden file is a breaking change: say so in the changelog."""
     metrics = Metrics(
-        ("model", "team_alias", "provider"), compat=True, costs=True, clock=lambda: 0.0
+        ("model", "team_alias", "provider"),
+        compat=("v1.83", "v1.100"),
+        costs=True,
+        clock=lambda: 0.0,
     )
     lines = [
         f"{family.kind} {family.name} {{{','.join(family.labels)}}} "

@@ -42,7 +42,7 @@ class Rig:
         refresh_s: float = 3600.0,
     ) -> None:
         self.now = NOW
-        self.metrics = Metrics((), compat=False, costs=True, clock=lambda: 0.0)
+        self.metrics = Metrics((), compat=(), costs=True, clock=lambda: 0.0)
         assert self.metrics.costs is not None
         self.costs = self.metrics.costs
         self.keeper = PriceKeeper(

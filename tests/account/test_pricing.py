@@ -223,6 +223,25 @@ def test_a_deployment_says_what_an_alias_is() -> None:
     assert usd(given, Asked("alias", model_id="d1")) == 3
 
 
+def test_a_deployment_that_litellm_filled_in_from_another_region() -> None:
+    """LiteLLM 1.83 does so with Bedrock's regions. What the operator wrote is kept: it is what
+    differs from that entry."""
+    model = "bedrock/us.anthropic.claude-own-4-20250101-v1:0"
+    filled = {"key": "anthropic.claude-own-4-20250101-v1:0", "input_cost_per_token": 3e-06}
+    asked = Asked("alias", model_id="d1")
+    given = pricing(info=[deployment(model, filled)])
+    assert usd(given, asked) == Decimal("3.3")
+    given = pricing(info=[deployment(model, filled | {"output_cost_per_token": 7e-06})])
+    assert usd(given, asked) == Decimal("3.3")
+    assert usd(given, asked, RateClass.OUTPUT) == 7
+    given = pricing(info=[deployment(model, filled | {"input_cost_per_token": 5e-06})])
+    assert usd(given, asked) == 5
+    given = pricing(entries=None, info=[deployment(model, filled)])
+    assert given.card(asked) is Unpriced.UNKNOWN_MODEL
+    right = filled | {"key": "us.anthropic.claude-own-4-20250101-v1:0"}
+    assert usd(pricing(entries=None, info=[deployment(model, right)]), asked) == 3
+
+
 def test_the_uplift_of_a_region() -> None:
     """It multiplies every token rate where a source names it, and no web search."""
     given = pricing()

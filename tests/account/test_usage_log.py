@@ -57,7 +57,7 @@ class Log:
 
     def __init__(self) -> None:
         self.kept = Kept()
-        self.metrics = Metrics(("model",), compat=False, clock=lambda: 0.0)
+        self.metrics = Metrics(("model",), compat=(), clock=lambda: 0.0)
         self.now = 1_790_000_000.9996
         self.log = UsageLog(self.kept, self.metrics, lambda: self.now)
 

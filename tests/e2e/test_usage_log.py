@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from sidecar.account.log_file import LogFile
 from tests.support.bodies import message, stream
 from tests.support.calls import body_for, post, request, samples, send
 from tests.support.process import coverage_environment, free_port
-from tests.support.running import ROOT, SidecarProcess, sidecar_process, until
+from tests.support.running import ROOT, SidecarProcess, running, sidecar_process, until
 from tests.support.wire import Received, Upstream, connected, upstream
 
 pytestmark = pytest.mark.anyio
@@ -116,6 +118,38 @@ async def test_on_record_when_the_client_sees_the_end(tmp_path: Path) -> None:
         assert (line["output_tokens"], line["user_agent"]) == (3, "claude-cli/2.0.1")
     raw = path.read_text()
     assert [secret for secret in (KEY, QUESTION, "Every word of it") if secret in raw] == []
+
+
+async def test_line_goes_before_the_end_of_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a line is written, its answer has not ended on the client's side."""
+    path = tmp_path / "usage.log"
+    client = socket.socket()
+    arrived: list[bytes] = []
+    write = LogFile.write
+
+    def look_and_write(log: LogFile, line: bytes) -> None:
+        try:
+            arrived.append(client.recv(1 << 20, socket.MSG_PEEK))
+        except BlockingIOError:
+            arrived.append(b"")
+        write(log, line)
+
+    monkeypatch.setattr(LogFile, "write", look_and_write)
+    async with numbered() as (up, _), running(up.url, usage_log=path) as side:
+        loop = asyncio.get_running_loop()
+        client.setblocking(False)
+        with client:
+            await loop.sock_connect(client, side.host)
+            for number in range(4):
+                await loop.sock_sendall(client, CALL)
+                answer = b""
+                while not answer.endswith((b"}", b"\r\n0\r\n\r\n")):
+                    answer += await loop.sock_recv(client, 1 << 20)
+                assert len(arrived) == number + 1
+                assert not arrived[-1] or not answer.endswith(arrived[-1])
+    assert len(usage_lines(path)) == 4
 
 
 async def test_killed_under_full_load(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sidecar.config import Settings
 from sidecar.exchange import Observer
 from sidecar.lifecycle import Lifecycle
 from tests.support.process import ManagedProcess, free_port
+from tests.support.secrets import assert_no_keys
 
 __all__ = ["Running", "SidecarProcess", "running", "sidecar_process", "until"]
 
@@ -153,6 +154,8 @@ def sidecar_process(
         "SIDECAR_FINAL_SCRAPE_WAIT_S": "0",
         # So that nothing but what a test sends reaches its upstream.
         "SIDECAR_PRICE_SOURCES": "file,package",
+        # What must not be in the log must not be there at any level.
+        "SIDECAR_LOG_LEVEL": "debug",
     }
     command = [sys.executable, "-m", "sidecar", "serve"]
     if max_open_files is not None:
@@ -170,6 +173,7 @@ def sidecar_process(
         yield sidecar
     finally:
         process.stop()
+        assert_no_keys(process.log.read_bytes(), "the sidecar's output")
 
 
 def _answers(url: str) -> bool:
