@@ -16,8 +16,8 @@ REST = State(16, 6, 0, 60_000_000, 0, 0)
 
 def figures(sizes: list[float], after: State = REST) -> Figures:
     """Make figures of a run with these sizes of memory, in MB."""
-    samples = [Sample(minute, size, 40, 50, 2.0, 100) for minute, size in enumerate(sizes)]
-    return Figures(1000, 500, REST, after, samples, Verdict(), 600)
+    samples = [Sample(minute, size, 40, 50, 2.0, 1.0) for minute, size in enumerate(sizes)]
+    return Figures(1000, 500, REST, after, samples, Verdict(), 600, 400.0)
 
 
 @pytest.mark.parametrize(
