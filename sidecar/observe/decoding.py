@@ -126,11 +126,12 @@ class _Brotli:
             if self._inner.is_finished():
                 return
             piece = self._inner.process(data, output_buffer_limit=PIECE_BYTES)
-            if piece:
+            # That more data are accepted does not say that nothing is left of these.
+            while piece or not self._inner.can_accept_more_data():
                 yield self._budget.give(piece)
-            while not self._inner.can_accept_more_data():
+                if self._inner.is_finished():
+                    return
                 piece = self._inner.process(b"", output_buffer_limit=PIECE_BYTES)
-                yield self._budget.give(piece)
         except brotli.error as exc:
             raise DecodingError(str(exc)) from None
 
