@@ -228,15 +228,20 @@ class EventFinder:
             return
         name = b""
         data: list[bytes] = []
-        stray = False
+        stray = hidden = False
         for line in event.split(b"\n"):
-            field, _, value = line.partition(b":")
+            field, colon, value = line.partition(b":")
             if field == b"data":
                 data.append(value.removeprefix(b" "))
             elif field == b"event":
                 name = value.removeprefix(b" ")
-            elif field not in (b"", b"id", b"retry"):
-                stray = True
+            elif not field:
+                hidden = hidden or _holds(value, self._needles)
+            elif field not in (b"id", b"retry"):
+                # The last line of a stream that was cut may be any field's beginning.
+                stray = stray or terminated or bool(colon)
+        # What only data say, in a comment and without data, is the rest of a frame.
+        stray = stray or (hidden and not data)
         found.append(Event(name, b"\n".join(data), terminated, stray))
 
 
