@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import random
 import re
@@ -29,10 +28,6 @@ from bench import bodies
 from bench.accounting import open_files, resident_bytes
 from bench.load import request_bytes
 from bench.measures import build_upstream, upstream
-from sidecar.app import Sidecar
-from sidecar.config import load_settings
-from sidecar.lifecycle import Lifecycle
-from sidecar.logs import set_up_logging
 from tests.support.process import ManagedProcess, free_port
 
 __all__: list[str] = []
@@ -57,22 +52,6 @@ class State(NamedTuple):
     in_flight: int
     internal_errors: int
     upstream_files: int
-
-
-async def _serve() -> None:
-    """Run a sidecar that says at SIGUSR1 how many tasks there are."""
-    settings = load_settings()
-    set_up_logging(settings.log_level)
-    lifecycle = Lifecycle(Sidecar(settings))
-
-    def say() -> None:
-        gc.collect()
-        os.write(1, b"tasks=%d\n" % len(asyncio.all_tasks()))
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, say)
-    loop.add_signal_handler(signal.SIGTERM, lifecycle.stop, signal.SIGINT)
-    await lifecycle.run()
 
 
 def _ask(process: ManagedProcess, admin_port: int, upstream_pid: int) -> State:
@@ -184,7 +163,7 @@ def _run(requests: int, seed: int) -> list[str]:
         upstream(bodies.paced(_EVENTS), Path(name), _EVENT_INTERVAL_MS) as (upstream_port, pid),
     ):
         process = ManagedProcess(
-            [sys.executable, "-m", "bench.leaks", "serve"],
+            [sys.executable, "-m", "tests.support.telling", "serve"],
             directory=_ROOT,
             log=Path(name) / "log",
             environment={
@@ -217,10 +196,6 @@ def _run(requests: int, seed: int) -> list[str]:
 
 def main() -> None:
     """Run, and exit with 1 if anything stayed behind."""
-    if sys.argv[1:] == ["serve"]:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve())
-        return
     parser = argparse.ArgumentParser(prog="python -m bench.leaks", description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -113,9 +113,17 @@ class SidecarProcess:
 
 @contextmanager
 def sidecar_process(
-    directory: Path, environment: Mapping[str, str], *, wait: bool = True
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    wait: bool = True,
+    module: str = "sidecar",
 ) -> Iterator[SidecarProcess]:
-    """Run `sidecar serve` as a user would; `environment` holds its settings."""
+    """Run `sidecar serve` as a user would; `environment` holds its settings.
+
+    Args:
+        module: what has the command `serve`.
+    """
     port, admin_port = free_port(), free_port()
     settings = {
         "PATH": os.environ["PATH"],
@@ -127,7 +135,7 @@ def sidecar_process(
         "SIDECAR_FINAL_SCRAPE_WAIT_S": "0",
     }
     process = ManagedProcess(
-        [sys.executable, "-m", "sidecar", "serve"],
+        [sys.executable, "-m", module, "serve"],
         directory=directory,
         log=directory / "sidecar.log",
         environment=settings | dict(environment),

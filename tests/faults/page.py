@@ -1,0 +1,12 @@
+"""Writes the table of faults for `docs/faults.md`: what the lab's cases claim, in words."""
+
+from __future__ import annotations
+
+from tests.faults.cases import CASES, SETTINGS
+from tests.faults.lab import MEMORY_BYTES
+
+__all__ = ["chapters"]
+
+
+def chapters(table: object) -> str:
+    raise NotImplementedError
