@@ -14,7 +14,9 @@ from typing import NamedTuple, Protocol
 
 __all__ = [
     "LABEL_NAMES",
+    "NO_TERMS",
     "NO_USAGE",
+    "PRICE_SOURCES",
     "Accounts",
     "Dialect",
     "End",
@@ -33,6 +35,7 @@ __all__ = [
     "Route",
     "Status",
     "Tap",
+    "Terms",
     "Transformer",
     "UpstreamFault",
     "Usage",
@@ -55,6 +58,10 @@ LABEL_NAMES = (
     "client",
 )
 """All labels that token series can carry, in their order."""
+
+PRICE_SOURCES = ("file", "model_info", "cost_map", "package")
+"""Where prices come from, in their order: the operator's file, LiteLLM's `/v1/model/info` and
+its cost map, the `genai-prices` package. They are values of the `source` label."""
 
 
 class _LabelValue(StrEnum):
@@ -275,6 +282,23 @@ NO_USAGE = Usage()
 """Nothing was said."""
 
 
+class Terms(NamedTuple):
+    """What decides an answer's price besides its tokens; `None` where the wire said nothing."""
+
+    service_tier: str | None = None
+    """`usage.service_tier`: `standard`, `priority`, `batch`."""
+    speed: str | None = None
+    """`usage.speed`: `standard`, `fast`."""
+    inference_geo: str | None = None
+    """`usage.inference_geo`, such as `us`; `global` or `not_available`."""
+    web_search_requests: int | None = None
+    """`usage.server_tool_use.web_search_requests`, uses; cumulative in a stream."""
+
+
+NO_TERMS = Terms()
+"""Nothing was said."""
+
+
 class RequestFacts(NamedTuple):
     """What the request body asked for; `None` where it could not be read."""
 
@@ -284,6 +308,8 @@ class RequestFacts(NamedTuple):
     """Top-level `stream`."""
     caching_asked: bool | None = None
     """Whether a `cache_control` stands anywhere in the request."""
+    hour_asked: bool | None = None
+    """Whether one of them asks for the TTL of one hour."""
 
 
 class Observation(NamedTuple):
@@ -297,6 +323,7 @@ class Observation(NamedTuple):
     """`id` of the answer; its prefix tells the provider."""
     fault: str = ""
     """Why the status is not `complete`, in words for a person; empty otherwise."""
+    terms: Terms = NO_TERMS
 
 
 class Exchange(NamedTuple):

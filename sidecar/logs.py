@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from traceback import format_tb
+from typing import Any
 
 from sidecar.lines import LineWriter
 
@@ -30,6 +32,17 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+        """Give the frames and the names of the exceptions; what these say could quote a key or a
+        body."""
+        chain: list[BaseException] = []
+        exc: BaseException | None = ei[1]
+        while exc is not None and exc not in chain:
+            chain.append(exc)
+            exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+        parts = ["".join(format_tb(exc.__traceback__)) + type(exc).__name__ for exc in chain]
+        return "\n\n".join(reversed(parts))
 
 
 class _Handler(logging.Handler):

@@ -17,9 +17,8 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from sidecar.account.identity import key_hash
 from sidecar.account.metrics import Metrics
-from sidecar.exchange import Exchange, LogFault, Observation, Outcome, Usage
+from sidecar.exchange import Exchange, LogFault, Observation, Outcome, Usage, header
 from sidecar.lines import Losses
 
 __all__ = ["Lines", "UsageLine", "UsageLog"]
@@ -41,7 +40,7 @@ _REMEDIES = {
 }
 
 
-class UsageLine(msgspec.Struct, tag="usage", tag_field="event", kw_only=True, gc=False):
+class UsageLine(msgspec.Struct, tag="usage", tag_field="event", gc=False):
     """One line. Texts are cut after 200 characters."""
 
     time: str
@@ -57,7 +56,8 @@ class UsageLine(msgspec.Struct, tag="usage", tag_field="event", kw_only=True, gc
     outcome: str | None
     """What the cache did, as in the label `outcome`; null if not 2xx."""
     end: str
-    """How the answer ended: `complete`, `upstream_cut`, `client_left`."""
+    """How the answer ended: `complete`, `upstream_cut` (by LiteLLM, a time-out or the end of a
+    drain), `client_left`."""
     upstream_failure: str | None
     """Why LiteLLM gave no answer, or not all of it."""
     model: str | None
@@ -89,8 +89,6 @@ class UsageLine(msgspec.Struct, tag="usage", tag_field="event", kw_only=True, gc
     """Prompt tokens written, where the answer does not say for how long."""
     output_tokens: int | None
     """Tokens generated."""
-    cost_usd: float | UnsetType = UNSET
-    """What it cost, in US dollars; absent where no price is known."""
     duration_s: float
     """Seconds from the request's head to the answer's end."""
     first_byte_s: float | None
@@ -101,6 +99,8 @@ class UsageLine(msgspec.Struct, tag="usage", tag_field="event", kw_only=True, gc
     """LiteLLM's `x-litellm-call-id`. A client may have chosen it: it need not be unique."""
     message_id: str | None
     """`id` of the answer."""
+    cost_usd: float | UnsetType = UNSET
+    """What it cost, in US dollars; absent where no price is known."""
 
 
 class Lines(Protocol):
@@ -146,44 +146,45 @@ class UsageLog:
         outcome: Outcome | None,
         provider: str,
         team_alias: str,
+        hashed_key: str | None,
         cost_usd: float | None = None,
     ) -> None:
-        """Write the line of an exchange."""
+        """Write the line of an exchange.
+
+        Args:
+            cost_usd: None where no price is known.
+        """
         # The first of each name, as `header` has it.
-        request = dict(reversed(exchange.request_headers))
         response = dict(reversed(exchange.response_headers))
         facts, usage = exchange.facts, observation.usage
-        hashed = key_hash(exchange.request_headers)
-        write_5m, write_1h, write_unknown = _writes(usage)
+        # By position, in the order of the fields: names to match would take twice as long.
         line = UsageLine(
-            time=self._now(),
-            route=exchange.route,
-            http_status=exchange.status_code,
-            status=observation.status,
-            fault=_cut(observation.fault),
-            outcome=outcome,
-            end=exchange.end,
-            upstream_failure=exchange.upstream_fault,
-            model=_cut(facts.model),
-            response_model=_cut(observation.response_model),
-            model_id=_text(response.get(b"x-litellm-model-id")),
-            provider=provider,
-            team_alias=team_alias[:_MAX_CHARS],
-            key_hash=hashed[:_KEY_CHARS] if hashed else None,
-            user_agent=_text(request.get(b"user-agent")),
-            stream=facts.stream,
-            uncached_tokens=usage.input_tokens,
-            read_tokens=usage.cache_read_input_tokens,
-            write_5m_tokens=write_5m,
-            write_1h_tokens=write_1h,
-            write_unknown_tokens=write_unknown,
-            output_tokens=usage.output_tokens,
-            cost_usd=UNSET if cost_usd is None else cost_usd,
-            duration_s=round(exchange.duration_s, 6),
-            first_byte_s=_rounded(exchange.first_byte_s),
-            first_token_s=_rounded(exchange.first_token_s),
-            call_id=_text(response.get(b"x-litellm-call-id")),
-            message_id=_cut(observation.message_id),
+            self._now(),
+            exchange.route,
+            exchange.status_code,
+            observation.status,
+            _cut(observation.fault),
+            outcome,
+            exchange.end,
+            exchange.upstream_fault,
+            _cut(facts.model),
+            _cut(observation.response_model),
+            _text(response.get(b"x-litellm-model-id")),
+            provider,
+            team_alias[:_MAX_CHARS],
+            hashed_key and hashed_key[:_KEY_CHARS],
+            _text(header(exchange.request_headers, b"user-agent")),
+            facts.stream,
+            usage.input_tokens,
+            usage.cache_read_input_tokens,
+            *_writes(usage),
+            usage.output_tokens,
+            int(exchange.duration_s * 1e6) / 1e6,
+            _micros(exchange.first_byte_s),
+            _micros(exchange.first_token_s),
+            _text(response.get(b"x-litellm-call-id")),
+            _cut(observation.message_id),
+            UNSET if cost_usd is None else cost_usd,
         )
         self._lines_taken += 1
         self._lines.write(self._encoded(line))
@@ -241,14 +242,14 @@ class UsageLog:
         if second != self._second:
             self._second = second
             self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second_text}.{int((now - second) * 1000):03d}Z"
+        return f"{self._second_text}.{int(now % 1 * 1000):03d}Z"
 
 
 def _writes(usage: Usage) -> tuple[int | None, int | None, int | None]:
     """Split the written tokens like `Usage.input_classes`; None for what the answer left out."""
     said_5m, said_1h = usage.ephemeral_5m_input_tokens, usage.ephemeral_1h_input_tokens
-    if usage.cache_creation_input_tokens is None and said_5m is None and said_1h is None:
-        return None, None, None
+    if said_5m is None and said_1h is None:
+        return None, None, usage.cache_creation_input_tokens
     _, _, write_5m, write_1h, write_unknown = usage.input_classes()
     return (
         None if said_5m is None else write_5m,
@@ -265,5 +266,6 @@ def _text(value: bytes | None) -> str | None:
     return value[:_MAX_CHARS].decode("utf-8", "replace") if value else None
 
 
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
+def _micros(seconds: float | None) -> float | None:
+    """Leave microseconds, and no digits that say nothing."""
+    return None if seconds is None else int(seconds * 1e6) / 1e6

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sidecar.exchange import NO_USAGE, End, Observation, Status, Usage
+from sidecar.exchange import NO_TERMS, NO_USAGE, End, Observation, Status, Terms, Usage
 from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
@@ -51,12 +51,20 @@ class _PlainSplit(msgspec.Struct, gc=False):
     ephemeral_1h_input_tokens: _Count | None = None
 
 
+class _PlainTools(msgspec.Struct, gc=False):
+    web_search_requests: _Count | None = None
+
+
 class _PlainUsage(msgspec.Struct, gc=False):
     input_tokens: _Count | None = None
     output_tokens: _Count | None = None
     cache_read_input_tokens: _Count | None = None
     cache_creation_input_tokens: _Count | None = None
     cache_creation: _PlainSplit | None = None
+    server_tool_use: _PlainTools | None = None
+    service_tier: str | None = None
+    speed: str | None = None
+    inference_geo: str | None = None
     # Bedrock's names, see `_ALIASES`.
     read_tokens: _Count | None = msgspec.field(default=None, name="cacheReadInputTokens")
     read_token_count: _Count | None = msgspec.field(default=None, name="cacheReadInputTokenCount")
@@ -123,11 +131,12 @@ def read_message(body: bytes, end: End) -> Observation:
 class StreamReading:
     """What the events of one stream said so far."""
 
-    __slots__ = ("_errors", "_faults", "_id", "_model", "_started", "_stopped", "usage")
+    __slots__ = ("_errors", "_faults", "_id", "_model", "_started", "_stopped", "terms", "usage")
 
     def __init__(self) -> None:
         self.usage = NO_USAGE
         """What is known so far."""
+        self.terms = NO_TERMS
         self._faults: list[str] = []
         self._errors = 0
         self._started = False
@@ -215,7 +224,7 @@ class StreamReading:
             status, fault = Status.MISSING, "no usage was sent"
         else:
             status, fault = Status.PARTIAL, "the stream ended without a message_stop"
-        return Observation(status, self.usage, self._model, self._id, fault)
+        return Observation(status, self.usage, self._model, self._id, fault, self.terms)
 
     def _take_start(self, message: object) -> None:
         if type(message) is _PlainMessage:
@@ -237,8 +246,14 @@ class StreamReading:
         """Merge one usage object into what is known."""
         if type(usage) is _PlainUsage:
             self._merge(self._plain_counts(usage))
+            tools = usage.server_tool_use
+            searches = None if tools is None else tools.web_search_requests
+            said = Terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
+            if said != NO_TERMS:
+                self._merge_terms(said)
         elif isinstance(usage, dict):
             self._merge(self._any_counts(usage))
+            self._merge_terms(self._any_terms(usage))
         elif usage is not None:
             self._faults.append("usage is not an object")
 
@@ -260,6 +275,12 @@ class StreamReading:
                 *[old if new is None else new for new, old in zip(said, known, strict=True)]
             )
         self.usage = said
+
+    def _merge_terms(self, said: Terms) -> None:
+        known = self.terms
+        self.terms = Terms._make(
+            old if new is None else new for new, old in zip(said, known, strict=True)
+        )
 
     def _plain_counts(self, usage: _PlainUsage) -> Usage:
         """Read a usage all of whose counts are counts."""
@@ -297,6 +318,17 @@ class StreamReading:
         elif split is not None:
             self._faults.append("cache_creation is not an object")
         return Usage(**counts)
+
+    def _any_terms(self, usage: dict[str, object]) -> Terms:
+        """Read what else decides the price, as far as it is what it should be."""
+        words = [usage.get(field) for field in ("service_tier", "speed", "inference_geo")]
+        counts: dict[str, int] = {}
+        tools = usage.get("server_tool_use")
+        searches = tools.get("web_search_requests") if isinstance(tools, dict) else None
+        if searches is not None:
+            self._take_count(counts, "web_search_requests", searches)
+        tier, speed, geo = [word if isinstance(word, str) else None for word in words]
+        return Terms(tier, speed, geo, counts.get("web_search_requests"))
 
     def _take_split(self, counts: dict[str, int], split: dict[str, object]) -> None:
         """Take what was written for each TTL."""

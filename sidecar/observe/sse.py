@@ -223,7 +223,7 @@ class EventFinder:
         if self._at_start:
             event = event.removeprefix(_BOM)
         if len(event) > MAX_EVENT_BYTES:
-            self.oversized = True
+            self.oversized |= _holds(event, self._needles)
             return
         first, _, rest = event.partition(b"\n")
         if first.startswith(b"event: ") and rest.startswith(b"data: ") and b"\n" not in rest:
@@ -232,7 +232,10 @@ class EventFinder:
         name = b""
         data: list[bytes] = []
         stray = False
-        for line in event.split(b"\n"):
+        lines = event.split(b"\n")
+        if not terminated and b":" not in lines[-1]:
+            lines.pop()  # the stream was cut within the name of a field
+        for line in lines:
             field, _, value = line.partition(b":")
             if field == b"data":
                 data.append(value.removeprefix(b" "))

@@ -443,11 +443,14 @@ class UpstreamResponse:
         if version != "1.1" and version != "1.0":
             raise _MalformedError
         headers = self.headers
+        names = [name for name, _ in headers]
         if status_code < 200:
+            # It has no body (RFC 9112 section 6.3), but the parser would read one.
+            if b"content-length" in names or b"transfer-encoding" in names:
+                raise _MalformedError
             self._interim = True
             headers.clear()
             return
-        names = [name for name, _ in headers]
         coded = b"transfer-encoding" in names
         if coded:
             # The parser takes other codings for bodies that end with the connection, or

@@ -26,6 +26,7 @@ from sidecar.exchange import (
 from sidecar.lines import Losses
 
 KEY = "sk-usage-log-1"
+HASH = hashlib.sha256(KEY.encode()).hexdigest()
 CLASSES = (
     "uncached_tokens",
     "read_tokens",
@@ -56,7 +57,7 @@ class Log:
 
     def __init__(self) -> None:
         self.kept = Kept()
-        self.metrics = Metrics(("model",), compat=False, clock=lambda: 0.0)
+        self.metrics = Metrics(("model",), compat=(), clock=lambda: 0.0)
         self.now = 1_790_000_000.9996
         self.log = UsageLog(self.kept, self.metrics, lambda: self.now)
 
@@ -74,6 +75,7 @@ class Log:
             "outcome": changes.pop("outcome", Outcome.HIT),
             "provider": changes.pop("provider", "anthropic"),
             "team_alias": changes.pop("team_alias", "Team Red"),
+            "hashed_key": changes.pop("hashed_key", HASH),
             "cost_usd": changes.pop("cost_usd", None),
         }
         given = Exchange(
@@ -93,7 +95,7 @@ class Log:
                 (b"x-litellm-call-id", b"call-1"),
                 (b"x-litellm-model-id", b"deployment-1"),
             ],
-            duration_s=0.12345678,
+            duration_s=0.1234567,
             first_byte_s=0.1,
             first_token_s=None,
             overhead_s=0.0002,
@@ -129,7 +131,7 @@ def test_a_line_says_who_asked_what_and_what_it_took() -> None:
         ("model_id", "deployment-1"),
         ("provider", "anthropic"),
         ("team_alias", "Team Red"),
-        ("key_hash", hashlib.sha256(KEY.encode()).hexdigest()[:16]),
+        ("key_hash", HASH[:16]),
         ("user_agent", "claude-cli/2.0.1"),
         ("stream", True),
         ("uncached_tokens", 7),
@@ -138,7 +140,7 @@ def test_a_line_says_who_asked_what_and_what_it_took() -> None:
         ("write_1h_tokens", None),
         ("write_unknown_tokens", 10),
         ("output_tokens", 16),
-        ("duration_s", 0.123457),
+        ("duration_s", 0.123456),
         ("first_byte_s", 0.1),
         ("first_token_s", None),
         ("call_id", "call-1"),
@@ -179,6 +181,7 @@ def test_what_did_not_end_well_says_so() -> None:
         usage=Usage(),
         response_headers=(),
         request_headers=(),
+        hashed_key=None,
         model=None,
         response_model=None,
         message_id=None,

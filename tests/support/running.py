@@ -20,6 +20,7 @@ from sidecar.config import Settings
 from sidecar.exchange import Observer
 from sidecar.lifecycle import Lifecycle
 from tests.support.process import ManagedProcess, free_port
+from tests.support.secrets import assert_no_keys
 
 __all__ = ["Running", "SidecarProcess", "running", "sidecar_process", "until"]
 
@@ -63,8 +64,13 @@ class Running:
 async def running(
     upstream: str, *, observer: Observer | None = None, **settings: Any
 ) -> AsyncIterator[Running]:
-    """Run a sidecar on free ports, and stop it at the end."""
+    """Run a sidecar on free ports, and stop it at the end.
+
+    Its prices come from its settings alone, so that nothing but what a test sends reaches its
+    upstream.
+    """
     values: dict[str, Any] = {"port": 0, "admin_port": 0, "drain_timeout_s": 2.0}
+    values["price_sources"] = ("file", "package")
     sidecar = Sidecar(Settings(upstream=upstream, **(values | settings)), observer=observer)
     lifecycle = Lifecycle(sidecar)
     task = asyncio.create_task(lifecycle.run())
@@ -151,6 +157,10 @@ def sidecar_process(
         "SIDECAR_DRAIN_DELAY_S": "0",
         "SIDECAR_DRAIN_TIMEOUT_S": "2",
         "SIDECAR_FINAL_SCRAPE_WAIT_S": "0",
+        # So that nothing but what a test sends reaches its upstream.
+        "SIDECAR_PRICE_SOURCES": "file,package",
+        # What must not be in the log must not be there at any level.
+        "SIDECAR_LOG_LEVEL": "debug",
     }
     command = [sys.executable, "-m", "sidecar", "serve"]
     if max_open_files is not None:
@@ -168,6 +178,7 @@ def sidecar_process(
         yield sidecar
     finally:
         process.stop()
+        assert_no_keys(process.log.read_bytes(), "the sidecar's output")
 
 
 def _answers(url: str) -> bool:
