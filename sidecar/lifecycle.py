@@ -167,9 +167,9 @@ class Lifecycle:
             await self._pause(self._settings.drain_delay_s)
         running = set(data.server_state.tasks)
         cut = await self._end(data, data_task, self._listener, self._settings.drain_timeout_s)
-        # All exchanges have ended; here is settled what they still owe to the metrics.
-        await _first(self._sidecar.flush(), self._now.wait())
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
+        # All exchanges have ended. Those whose owners are being looked up have still to be counted.
+        await _first(self._sidecar.flush(), self._now.wait())
         if terminated:
             await self._await_final_scrape()
 
