@@ -64,8 +64,13 @@ class Running:
 async def running(
     upstream: str, *, observer: Observer | None = None, **settings: Any
 ) -> AsyncIterator[Running]:
-    """Run a sidecar on free ports, and stop it at the end."""
+    """Run a sidecar on free ports, and stop it at the end.
+
+    Its prices come from its settings alone, so that nothing but what a test sends reaches its
+    upstream.
+    """
     values: dict[str, Any] = {"port": 0, "admin_port": 0, "drain_timeout_s": 2.0}
+    values["price_sources"] = ("file", "package")
     sidecar = Sidecar(Settings(upstream=upstream, **(values | settings)), observer=observer)
     lifecycle = Lifecycle(sidecar)
     task = asyncio.create_task(lifecycle.run())
