@@ -275,6 +275,27 @@ def test_the_package_has_vertex_prices_of_the_global_endpoint() -> None:
         assert isinstance(card, Card) == known
 
 
+def test_an_operator_can_name_the_uplift_of_vertex(tmp_path: Path) -> None:
+    """LiteLLM 1.83 does not know it. The factor is on the prices of the other sources, at Vertex AI
+    alone; with it the package's prices of the global endpoint do for another location."""
+    file = own_file(tmp_path, "claude-sonnet-4-5: {regional: 1.1, output: 20}\n")
+    entries = {"vertex_ai/claude-sonnet-4-5@20250929": SONNET, "claude-sonnet-4-5": SONNET}
+    vertex = [deployment("vertex_ai/claude-sonnet-4-5@20250929", vertex_location="us-east5")]
+    given = pricing(file=file, entries=entries, info=vertex, package=True)
+    asked = Asked("alias", model_id="d1")
+    assert [usd(given, asked, what) for what in list(RateClass)[:5]] == [
+        Decimal("3.3"),
+        Decimal("0.33"),
+        Decimal("4.125"),
+        Decimal("6.6"),
+        20,
+    ]
+    direct = pricing(file=file, entries=entries, info=[deployment("anthropic/claude-sonnet-4-5")])
+    assert usd(direct, asked) == 3
+    nothing_else = pricing(file=own_file(tmp_path, "alias: {regional: 1.1}"), entries=None)
+    assert nothing_else.card(Asked("alias")) is Unpriced.UNKNOWN_MODEL
+
+
 def test_tiers() -> None:
     """A tier has the rates that a source gives for it, and none of another."""
     given = pricing()
