@@ -13,7 +13,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from time import monotonic
 from typing import Any, Literal, cast
@@ -121,7 +121,7 @@ class Lifecycle:
         admin_edge = partial(Edge, listener=admin_listener)
         admin = _server(sidecar.admin, http=admin_edge, ws="none", drain_s=1)
         beside = [
-            asyncio.create_task(Patrol(server.server_state.connections, turned_away).run())
+            _beside(Patrol(server.server_state.connections, turned_away).run())
             for server, turned_away in (
                 (data, self._listener.turned_away),
                 (admin, admin_listener.turned_away),
@@ -134,7 +134,7 @@ class Lifecycle:
                 await asyncio.sleep(0.01)
                 _check_alive(data_task, admin_task)
             sidecar.readiness.started = True
-            beside.append(asyncio.create_task(sidecar.watch()))
+            beside.append(_beside(sidecar.watch()))
             self.serving.set()
             logger.info(
                 "serving",
@@ -165,8 +165,8 @@ class Lifecycle:
         if terminated:
             await self._pause(self._settings.drain_delay_s)
         await self._end_exchanges(data, data_task)
-        # All exchanges have ended and are accounted for. What is still owed to the metrics,
-        # such as names that are being looked up, has to be settled here.
+        # All exchanges have ended. Those whose owners are being looked up have still to be counted.
+        await _first(self._sidecar.flush(), self._now.wait())
         if terminated:
             await self._await_final_scrape()
 
@@ -187,7 +187,6 @@ class Lifecycle:
             cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
-        await _first(self._sidecar.flush(), self._now.wait())
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
 
     async def _await_final_scrape(self) -> None:
@@ -308,6 +307,18 @@ async def _first(*awaitables: Any) -> None:
     for awaitable, task in zip(awaitables, own, strict=True):
         if task is not awaitable:
             task.cancel()
+
+
+def _beside(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run what goes on beside the servers. They go on without it, but not without a word."""
+
+    def say(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            logger.error("task_failed", exc_info=fault)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(say)
+    return task
 
 
 def _check_alive(*tasks: asyncio.Task[None]) -> None:

@@ -153,10 +153,12 @@ class _Brotli:
                     # As the library says where both are in one step.
                     raise DecodingError("there is more behind its end")
                 piece = self._inner.process(step, output_buffer_limit=PIECE_BYTES)
-                yield from self._budget.give(piece)
-                while not self._inner.can_accept_more_data():
-                    piece = self._inner.process(b"", output_buffer_limit=PIECE_BYTES)
+                # That more data are accepted does not say that nothing is left of these.
+                while piece or not self._inner.can_accept_more_data():
                     yield from self._budget.give(piece)
+                    if self._inner.is_finished():
+                        break
+                    piece = self._inner.process(b"", output_buffer_limit=PIECE_BYTES)
         except brotli.error as exc:
             raise DecodingError(str(exc)) from None
 

@@ -130,6 +130,16 @@ def test_codings_are_a_list(values: list[bytes], codings: bytes) -> None:
     assert codings_of([(b"x", b"y"), *headers]) == codings
 
 
+@pytest.mark.parametrize(("coding", "encode"), CODINGS, ids=IDS)
+@pytest.mark.parametrize("size", [60_000, 65_536, 70_000, 200_000, 1_000_000])
+def test_what_comes_in_one_piece_is_decoded_to_its_end(
+    coding: bytes, encode: Callable[[bytes], bytes], size: int
+) -> None:
+    """Nothing of it waits for a next piece, of which there is none."""
+    body = b" " * size + TEXT
+    assert decode(coding, [encode(body)]) == body
+
+
 @pytest.mark.parametrize("coding", [b"compress", b"gzip, br", b"aws-chunked", b"x" * 500])
 def test_other_codings_are_named(coding: bytes) -> None:
     """What is not decoded has a status of its own."""
