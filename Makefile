@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks chaos soak fuzz audit lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BENCH_BIN)/python -m bench.scrape
 
+bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
+	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
+
 check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -67,6 +70,9 @@ bench-tools: .bench/python/.ready $(BENCH_READY)
 
 microbench: .bench/python/.ready ## Measure the tap alone against the committed baseline (ARGS=--update: make a new one).
 	$(BENCH_BIN)/python -m bench.microbench $(ARGS)
+
+costs: $(READY) $(LITELLM_READY) ## Compare what LiteLLM says that calls cost with what is true.
+	$(BIN)/python -m bench.costs --write docs/prices.md
 
 leaks: bench-tools ## Put 100,000 requests through, cut 10% of them, and see whether anything stays.
 	$(BENCH_BIN)/python -m bench.leaks $(ARGS)

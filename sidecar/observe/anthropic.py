@@ -131,7 +131,17 @@ def read_message(body: bytes, end: End) -> Observation:
 class StreamReading:
     """What the events of one stream said so far."""
 
-    __slots__ = ("_errors", "_faults", "_id", "_model", "_started", "_stopped", "terms", "usage")
+    __slots__ = (
+        "_closed",
+        "_errors",
+        "_faults",
+        "_id",
+        "_model",
+        "_started",
+        "_stopped",
+        "terms",
+        "usage",
+    )
 
     def __init__(self) -> None:
         self.usage = NO_USAGE
@@ -140,6 +150,8 @@ class StreamReading:
         self._faults: list[str] = []
         self._errors = 0
         self._started = False
+        self._closed = False
+        """Whether a usage came behind the first one, which does not count the output."""
         self._stopped = False
         self._model: str | None = None
         self._id: str | None = None
@@ -186,9 +198,11 @@ class StreamReading:
             if not self._started:
                 self._faults.append("a message_delta without a message_start")
                 self._started = True
+            self._closed = True
             self._take_usage(envelope.usage)
             return ("usage",)
         elif kind == "message_stop":
+            self._closed = self._closed or envelope.usage is not None
             self._take_usage(envelope.usage)
             self._stopped = self._stopped or event.terminated
             return ("usage",)
@@ -200,7 +214,7 @@ class StreamReading:
 
     def take_message(self, envelope: _Plain | _Envelope) -> None:
         """Take a whole message."""
-        self._started = self._stopped = True
+        self._started = self._closed = self._stopped = True
         self._take_names(envelope.id, envelope.model)
         self._take_usage(envelope.usage)
 
@@ -211,15 +225,19 @@ class StreamReading:
             oversized: whether an event had to be skipped that may have held a usage.
         """
         fault = ""
-        if self._faults:
-            status, fault = Status.INVALID, self._faults[0]
-        elif oversized:
+        if oversized:
+            # First, for what is missing with it makes faults of its own.
             status, fault = Status.OVERSIZED, "an event with usage is larger than the bound"
+        elif self._faults:
+            status, fault = Status.INVALID, self._faults[0]
         elif self._errors:
             status = Status.PARTIAL if self.reported else Status.ERROR
             fault = "an error event"
-        elif self._stopped and self.reported:
+        elif self._stopped and self.reported and self._closed:
             status = Status.COMPLETE
+        elif self._stopped and self.reported:
+            # It may have been torn where this could not be seen.
+            status, fault = Status.INVALID, "a message_stop without a message_delta"
         elif not self.reported and (self._stopped or end is End.COMPLETE):
             status, fault = Status.MISSING, "no usage was sent"
         else:
@@ -248,12 +266,10 @@ class StreamReading:
             self._merge(self._plain_counts(usage))
             tools = usage.server_tool_use
             searches = None if tools is None else tools.web_search_requests
-            said = Terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
-            if said != NO_TERMS:
-                self._merge_terms(said)
+            self._merge_terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
         elif isinstance(usage, dict):
             self._merge(self._any_counts(usage))
-            self._merge_terms(self._any_terms(usage))
+            self._merge_terms(*self._any_terms(usage))
         elif usage is not None:
             self._faults.append("usage is not an object")
 
@@ -276,11 +292,17 @@ class StreamReading:
             )
         self.usage = said
 
-    def _merge_terms(self, said: Terms) -> None:
-        known = self.terms
-        self.terms = Terms._make(
-            old if new is None else new for new, old in zip(said, known, strict=True)
-        )
+    def _merge_terms(
+        self, tier: str | None, speed: str | None, geo: str | None, searches: int | None
+    ) -> None:
+        if tier is None and speed is None and geo is None and searches is None:
+            return
+        said, known = Terms(tier, speed, geo, searches), self.terms
+        if known is not NO_TERMS:
+            said = Terms._make(
+                old if new is None else new for new, old in zip(said, known, strict=True)
+            )
+        self.terms = said
 
     def _plain_counts(self, usage: _PlainUsage) -> Usage:
         """Read a usage all of whose counts are counts."""

@@ -25,7 +25,7 @@ COUNTS = {"input_tokens": 7, "output_tokens": 16, "cache_read_input_tokens": 210
         (b"application/json", message(COUNTS), Status.COMPLETE),
         (b"Application/JSON ; charset=utf-8", message(COUNTS), Status.COMPLETE),
         (b"application/vnd.x+json", message(COUNTS), Status.COMPLETE),
-        (b"text/event-stream;charset=UTF-8", stream(COUNTS), Status.COMPLETE),
+        (b"text/event-stream;charset=UTF-8", stream(COUNTS, COUNTS), Status.COMPLETE),
         (b"text/html", message(COUNTS), Status.MISSING),
     ],
 )

@@ -139,6 +139,7 @@ def sidecar_process(
     *,
     wait: bool = True,
     max_open_files: int | None = None,
+    module: str = "sidecar",
 ) -> Iterator[SidecarProcess]:
     """Run `sidecar serve` as a user would.
 
@@ -146,6 +147,7 @@ def sidecar_process(
         environment: its settings.
         wait: until it serves.
         max_open_files: the limit of its process; that of this one if not given.
+        module: what has the command `serve`.
     """
     port, admin_port = free_port(), free_port()
     settings = {
@@ -161,7 +163,7 @@ def sidecar_process(
         # What must not be in the log must not be there at any level.
         "SIDECAR_LOG_LEVEL": "debug",
     }
-    command = [sys.executable, "-m", "sidecar", "serve"]
+    command = [sys.executable, "-m", module, "serve"]
     if max_open_files is not None:
         command = ["sh", "-c", f'ulimit -n {max_open_files}; exec "$@"', "sh", *command]
     process = ManagedProcess(
