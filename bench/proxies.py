@@ -128,6 +128,7 @@ def _sidecar_environment(place: Place) -> dict[str, str]:
         "SIDECAR_UPSTREAM": f"http://127.0.0.1:{place.upstream_port}",
         "SIDECAR_PORT": str(place.port),
         "SIDECAR_ADMIN_PORT": str(place.admin_port),
+        "SIDECAR_USAGE_LOG": "off",  # like the access logs of the others
     }
 
 

@@ -102,9 +102,13 @@ class _Client:
 
     target = b"/v1/messages"
     on_left = on_paused = on_resumed = None
+    behind = False
 
     def take_body(self) -> tuple[bytes, bool]:
         return BODY, False
+
+    def begin(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
+        pass
 
     def write(self, data: bytes, last: bool) -> None:
         pass

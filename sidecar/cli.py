@@ -14,8 +14,9 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import uvloop
@@ -23,9 +24,11 @@ import uvloop
 from sidecar import __version__
 from sidecar.app import Sidecar
 from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
+from sidecar.descriptors import raise_limit
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
 from sidecar.lifecycle import Lifecycle, authority
+from sidecar.lines import LineWriter
 from sidecar.logs import set_up_logging
 from sidecar.observe.tap import outcome_of, tap_for
 from sidecar.proxy.routes import classify
@@ -50,14 +53,19 @@ def cli() -> None:
 def serve() -> None:
     """Relay requests to LiteLLM and serve metrics, until SIGTERM or Ctrl-C."""
     settings = load_settings()
-    set_up_logging(settings.log_level)
+    stdout = set_up_logging(settings.log_level)
     for warning in unknown_settings(os.environ):
         logger.warning("unknown_setting", extra={"detail": warning})
-    _run(_serve(settings))
+    raise_limit()
+    _run(_serve(settings, stdout))
 
 
-async def _serve(settings: Settings) -> None:
-    lifecycle = Lifecycle(Sidecar(settings))
+async def _serve(settings: Settings, stdout: LineWriter) -> None:
+    sidecar = Sidecar(settings, stdout=stdout)
+    sidecar.descriptors.check(
+        settings.max_concurrent_requests or None, settings.max_connections or None
+    )
+    lifecycle = Lifecycle(sidecar)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop, number)
@@ -163,6 +171,9 @@ def _inspected(path: Path, observation: Observation, outcome: Outcome | None) ->
         "status": observation.status.value,
         "outcome": outcome.value if outcome else None,
         "usage": {name: getattr(usage, name) for name in names},
+        "terms": {
+            name: said for name, said in observation.terms._asdict().items() if said is not None
+        },
     }
 
 
@@ -174,6 +185,59 @@ def _print_inspected(path: Path, observation: Observation, outcome: Outcome | No
         f"  input: uncached {uncached}, read {read}, write_5m {write_5m}, write_1h {write_1h}, "
         f"write_unknown {write_unknown}; output {observation.usage.output_tokens or 0}"
     )
+
+
+@cli.command()
+@click.option(
+    "--by",
+    default="model,team_alias",
+    show_default=True,
+    metavar="NAMES",
+    help="What to group by: names from model, team_alias, provider, response_model, model_id, "
+    "key_hash, client, route, day, separated by commas.",
+)
+@click.option("--since", metavar="TIME", default="", help="Leave out what ended before (UTC).")
+@click.option("--until", metavar="TIME", default="", help="Leave out what ended then or later.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True)
+)
+def report(by: str, since: str, until: str, as_json: bool, files: tuple[str, ...]) -> None:
+    """Sum the lines of usage logs: hit ratios, tokens, cost.
+
+    FILES may be rotated or packed with gzip, and may hold other lines too; - is standard input.
+    """
+    from sidecar import report as reports  # needs rich, which a pod does not
+
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    unknown = [name for name in names if name not in reports.GROUPINGS]
+    if unknown or not names:
+        raise click.BadParameter(
+            f"{', '.join(unknown) or 'nothing'} is not among {', '.join(reports.GROUPINGS)}",
+            param_hint="--by",
+        )
+    summed = reports.Report(names, _moment("--since", since), _moment("--until", until))
+    for file in files:
+        try:
+            with click.open_file(file, "rb") as stream:
+                summed.take(reports.lines_of(cast("BufferedReader", stream)))
+        except OSError as exc:
+            raise StartError(f"{file}: {exc.strerror or exc}") from None
+    if as_json:
+        click.echo(json.dumps(summed.as_json()))
+    else:
+        reports.print_report(summed)
+    if summed.malformed:
+        click.echo(f"sidecar: {summed.malformed} lines could not be read", err=True)
+
+
+def _moment(option: str, text: str) -> str:
+    from sidecar.report import read_time
+
+    try:
+        return read_time(text) if text else ""
+    except ValueError:
+        raise click.BadParameter(f"{text} is not a date or time", param_hint=option) from None
 
 
 @cli.command()

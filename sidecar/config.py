@@ -17,12 +17,12 @@ from stat import S_ISREG
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sidecar.errors import ConfigError
-from sidecar.exchange import LABEL_NAMES
+from sidecar.exchange import LABEL_NAMES, PRICE_SOURCES
 
 __all__ = ["PREFIX", "Settings", "load_settings", "unknown_settings"]
 
@@ -33,6 +33,8 @@ _Port = Annotated[int, Field(ge=0, le=65_535)]
 _Host = Annotated[str, Field(min_length=1)]
 _Network = IPv4Network | IPv6Network
 
+_MAX_SECRET_BYTES = 4096
+"""Longest secret: what stands in a header. A JWT has some hundreds."""
 _MAX_SHOWN = 100
 """Characters of a faulty value that are shown: a file's content may have been put there."""
 
@@ -70,6 +72,24 @@ class Settings(BaseSettings):
     admin_port: _Port = _setting(
         4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
     )
+    admin_token_file: Path | None = _setting(
+        None, "File that holds SIDECAR_ADMIN_TOKEN.", "the path of a file with nothing else in it"
+    )
+    admin_token: Annotated[SecretStr | None, Field(validate_default=True)] = _setting(
+        None,
+        "What the admin port wants to see, but for metrics and probes, as `Bearer` token or as "
+        "password of `Basic`.",
+        "a secret, unless SIDECAR_ADMIN_TOKEN_FILE is set",
+    )
+    admin_open: bool = _setting(
+        False,
+        "Opens all of the admin port to whoever reaches it. Without this and without a token "
+        "that is so on loopback alone.",
+        "true or false; not with a token",
+    )
+    admin_guard_metrics: bool = _setting(
+        False, "Has /metrics want the token as well.", "true or false; true only with a token"
+    )
     labels: Annotated[tuple[str, ...], NoDecode] = _setting(
         ("model", "team_alias", "provider"),
         "Labels of the token and response series.",
@@ -83,15 +103,49 @@ class Settings(BaseSettings):
         "Token and response series kept in all; later label sets are counted under `other`.",
         "100 to 1000000",
     )
-    compat: Literal["v1.83", "off"] = _setting(
-        "v1.83",
-        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics.",
-        "v1.83 or off",
+    compat: Annotated[tuple[str, ...], NoDecode] = _setting(
+        ("v1.83",),
+        "LiteLLM's own metric names to export: `v1.83` for its three cache metrics, `v1.100` for "
+        "the four that newer versions have themselves; see docs/migration.md.",
+        "a comma-separated choice of v1.83 and v1.100, or off",
     )
     team_file: Path | None = _setting(
         None,
         "File that maps sha256 key hashes to team aliases; read again when it changes.",
         "the path of a JSON or YAML file",
+    )
+    litellm_key_file: Path | None = _setting(
+        None, "File that holds SIDECAR_LITELLM_KEY.", "the path of a file with nothing else in it"
+    )
+    litellm_key: Annotated[SecretStr | None, Field(validate_default=True)] = _setting(
+        None,
+        "Key with which LiteLLM is asked what it knows; the role `proxy_admin_viewer` is enough.",
+        "a LiteLLM key, unless SIDECAR_LITELLM_KEY_FILE is set",
+    )
+    identity_ttl_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = _setting(
+        120.0,
+        "How long LiteLLM's word on a key's team holds, where SIDECAR_LITELLM_KEY is set.",
+        "seconds, 1 to 86400",
+    )
+    key_header: str | None = _setting(
+        None,
+        "LiteLLM's `litellm_key_header_name`, if that is set: keys are then taken from it alone.",
+        "the name of a header",
+    )
+    price_file: Path | None = _setting(
+        None,
+        "File with your own prices, in USD per million tokens; read again when it changes.",
+        "the path of a JSON or YAML file",
+    )
+    price_sources: Annotated[tuple[str, ...], NoDecode] = _setting(
+        PRICE_SOURCES,
+        "Where prices come from, in this order, rate by rate; without any, no cost is counted.",
+        f"a comma-separated choice of {', '.join(PRICE_SOURCES)}, or nothing",
+    )
+    price_refresh_s: Annotated[float, Field(ge=60, le=604_800, allow_inf_nan=False)] = _setting(
+        21_600.0,
+        "How often LiteLLM is asked for its prices. Its cost map takes it up to half a second.",
+        "seconds, 60 to 604800",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode] = _setting(
         (ip_network("127.0.0.0/8"), ip_network("::1/128")),
@@ -122,6 +176,12 @@ class Settings(BaseSettings):
     connect_timeout_s: _Seconds = _setting(
         5.0, "Time for a connection to LiteLLM; then 504.", "seconds; 0 for no limit"
     )
+    send_timeout_s: _Seconds = _setting(
+        600.0,
+        "How long LiteLLM may take nothing of a request that is being sent; then 504. The "
+        "clients of Anthropic and OpenAI wait as long.",
+        "seconds; 0 for no limit",
+    )
     first_byte_timeout_s: _Seconds = _setting(
         0.0,
         "Time from the end of a request to the head of its answer; then 504.",
@@ -132,8 +192,15 @@ class Settings(BaseSettings):
         "Time between two pieces of an answer; then it is cut.",
         "seconds; 0 for no limit",
     )
+    max_concurrent_requests: Annotated[int, Field(ge=0)] = _setting(
+        4096,
+        "Requests under way at once, WebSockets among them; one more gets 503.",
+        "0 or more; 0 for no limit",
+    )
     max_connections: Annotated[int, Field(ge=0)] = _setting(
-        0, "Client connections held at once; one more gets 503.", "0 or more; 0 for no limit"
+        0,
+        "Client connections held at once; one more gets 503.",
+        "0 or more; 0 for as many as there are file descriptors",
     )
     max_head_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = _setting(
         64 * 1024,
@@ -169,6 +236,19 @@ class Settings(BaseSettings):
         20.0,
         "After that, how long to wait for a last scrape, if Prometheus scraped lately.",
         "seconds",
+    )
+    usage_log: Literal["stdout", "off"] | Path = _setting(
+        "stdout",
+        "Where a line with the usage of each observed answer goes; see docs/usage-log.md.",
+        "stdout, off, or the path of a file",
+    )
+    usage_log_max_bytes: Annotated[int, Field(ge=0)] = _setting(
+        100 * 1024 * 1024,
+        "Size from which on that file is renamed to `PATH.1`, and a new one begun.",
+        "bytes; 0 where something else rotates it",
+    )
+    usage_log_files: Annotated[int, Field(ge=1, le=1000)] = _setting(
+        10, "Renamed files that are kept.", "1 to 1000"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "Least severity that is logged.", "debug, info, warning or error"
@@ -206,6 +286,27 @@ class Settings(BaseSettings):
             return tuple(name for name in LABEL_NAMES if name in names)
         return value
 
+    @field_validator("price_sources", mode="before")
+    @classmethod
+    def _split_sources(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = {name.strip() for name in value.split(",") if name.strip()}
+            if unknown := sorted(names - set(PRICE_SOURCES)):
+                raise ValueError(f"unknown: {', '.join(unknown)}")
+            return tuple(name for name in PRICE_SOURCES if name in names)
+        return value
+
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _split_compat(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = {name.strip().lower() for name in value.split(",") if name.strip()}
+            unknown = sorted(names - {"off", "v1.83", "v1.100"})
+            if unknown or ("off" in names and len(names) > 1):
+                raise ValueError(f"unknown: {', '.join(unknown)}" if unknown else "off and on")
+            return tuple(name for name in ("v1.83", "v1.100") if name in names)
+        return value
+
     @field_validator("rewrite_only", mode="before")
     @classmethod
     def _split_rules(cls, value: object) -> object:
@@ -237,13 +338,27 @@ class Settings(BaseSettings):
             raise ValueError("not the port for clients")
         return value
 
-    @field_validator("upstream_ca_file", "team_file", mode="before")
+    @field_validator("key_header", mode="after")
+    @classmethod
+    def _check_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", value):
+            raise ValueError("not a name")  # RFC 9110 section 5.6.2
+        return value and value.lower()
+
+    @field_validator(
+        *("upstream_ca_file", "team_file", "litellm_key_file", "litellm_key", "key_header"),
+        *("price_file", "admin_token_file", "admin_token"),
+        mode="before",
+    )
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         # `check` shows it so, and compose sets a variable that is not there to nothing.
         return None if value == "" else value
 
-    @field_validator("upstream_ca_file", "team_file", mode="after")
+    @field_validator(
+        *("upstream_ca_file", "team_file", "litellm_key_file", "price_file", "admin_token_file"),
+        mode="after",
+    )
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None:
@@ -256,6 +371,30 @@ class Settings(BaseSettings):
                 raise ValueError(exc.strerror or "it cannot be read") from None
         return value
 
+    @field_validator("litellm_key", "admin_token", mode="after")
+    @classmethod
+    def _read_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Take the secret from its file, where one is named."""
+        path: Path | None = info.data.get(f"{info.field_name}_file")
+        if path is not None:
+            if value is not None:
+                raise ValueError("both are set")
+            with path.open("rb") as file:
+                text = file.read(_MAX_SECRET_BYTES + 1).decode("latin-1").strip()
+            value = SecretStr(text)
+        if value is not None and not re.fullmatch(
+            rf"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value.get_secret_value()
+        ):
+            raise ValueError("that cannot stand in a header")
+        return value
+
+    @field_validator("admin_open", "admin_guard_metrics", mode="after")
+    @classmethod
+    def _check_guard(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.field_name == "admin_open") == bool(info.data.get("admin_token")):
+            raise ValueError("there is a token" if info.data.get("admin_token") else "no token")
+        return value
+
     @field_validator("upstream_ca_file", mode="after")
     @classmethod
     def _check_certificates(cls, value: Path | None) -> Path | None:
@@ -264,6 +403,15 @@ class Settings(BaseSettings):
                 ssl.create_default_context(cafile=value)
             except OSError:
                 raise ValueError("there is no certificate in it") from None
+        return value
+
+    @field_validator("usage_log", mode="before")
+    @classmethod
+    def _read_usage_log(cls, value: object) -> object:
+        if isinstance(value, str):
+            if value.lower() in ("", "stdout"):
+                return "stdout"
+            return "off" if value.lower() == "off" else Path(value)
         return value
 
     @field_validator("log_level", mode="before")
@@ -292,7 +440,8 @@ def _fault(error: Any) -> str:
     value = environ.get(PREFIX + name.upper(), str(field.default))
     if len(value) > _MAX_SHOWN:
         value = f"{value[:_MAX_SHOWN]}…"
-    fault = f"{PREFIX}{name.upper()}={_masked(value)!r} must be {allowed(field)}"
+    shown = "***" if field.annotation == SecretStr | None else _masked(value)
+    fault = f"{PREFIX}{name.upper()}={shown!r} must be {allowed(field)}"
     if error["type"] == "value_error" and (reason := str(error["ctx"]["error"])):
         fault += f" ({_masked(reason)})"
     if re.match(r"tcp://[\d.]+:\d+$", value):

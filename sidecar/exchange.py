@@ -1,6 +1,7 @@
 """The records that pass between the rooms of the sidecar.
 
-Everything here is a frozen value or a closed enum whose values become label values.
+Everything here is a frozen value or a closed enum whose values become label values. The values
+are tuples, because some are made on every request: a frozen dataclass takes twice as long.
 Data moves one way: `proxy` makes an `Exchange`, `observe` fills its `Observation`,
 `account` turns it into names and numbers. Nothing here knows any of the three.
 """
@@ -8,17 +9,20 @@ Data moves one way: `proxy` makes an `Exchange`, `observe` fills its `Observatio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 __all__ = [
     "LABEL_NAMES",
+    "NO_TERMS",
+    "NO_USAGE",
+    "PRICE_SOURCES",
     "Accounts",
     "Dialect",
     "End",
     "Exchange",
     "InputClass",
+    "LogFault",
     "Observation",
     "Observer",
     "Outcome",
@@ -31,9 +35,11 @@ __all__ = [
     "Route",
     "Status",
     "Tap",
+    "Terms",
     "Transformer",
     "UpstreamFault",
     "Usage",
+    "first_values",
     "header",
 ]
 
@@ -52,6 +58,10 @@ LABEL_NAMES = (
     "client",
 )
 """All labels that token series can carry, in their order."""
+
+PRICE_SOURCES = ("file", "model_info", "cost_map", "package")
+"""Where prices come from, in their order: the operator's file, LiteLLM's `/v1/model/info` and
+its cost map, the `genai-prices` package. They are values of the `source` label."""
 
 
 class _LabelValue(StrEnum):
@@ -156,10 +166,12 @@ class InputClass(_LabelValue):
 class UpstreamFault(_LabelValue):
     """Why the upstream gave no response, or not all of it."""
 
+    NO_FILE_DESCRIPTORS = "no_file_descriptors"
     CONNECT_FAILED = "connect_failed"
     CONNECT_TIMEOUT = "connect_timeout"
     STALE_CONNECTION = "stale_connection"
     CONNECTION_LOST = "connection_lost"
+    SEND_TIMEOUT = "send_timeout"
     MALFORMED_REQUEST = "malformed_request"
     MALFORMED_RESPONSE = "malformed_response"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
@@ -184,10 +196,27 @@ class RefusalReason(_LabelValue):
     SLOW_BODY = "slow_body"
     SLOW_READER = "slow_reader"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    TOO_MANY_REQUESTS = "too_many_requests"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class LogFault(_LabelValue):
+    """Why a line of a log was lost, or what else failed in keeping it."""
+
+    NO_SPACE = "no_space"
+    """The disk, the quota or the largest size of a file is used up."""
+    UNAVAILABLE = "unavailable"
+    """The file cannot be opened: its directory is gone, or may not be written to."""
+    CLOSED = "closed"
+    """Nobody reads standard output any more."""
+    BUFFER_FULL = "buffer_full"
+    """Standard output is read too slowly, or no longer."""
+    IO_ERROR = "io_error"
+    """The system refused to write, for another reason."""
+    ROTATION = "rotation"
+    """A file that is full could not be renamed; nothing is lost, it grows on."""
+
+
+class Usage(NamedTuple):
     """Token counts as the wire said them; `None` where it said nothing, or null.
 
     The fields carry Anthropic's names. `input_tokens` is the part that was neither read from
@@ -236,6 +265,8 @@ class Usage:
         `write_unknown`, and a split that exceeds the total is clamped to it.
         """
         total = self.write_tokens
+        if not total:
+            return (self.input_tokens or 0, self.cache_read_input_tokens or 0, 0, 0, 0)
         write_5m = min(self.ephemeral_5m_input_tokens or 0, total)
         write_1h = min(self.ephemeral_1h_input_tokens or 0, total - write_5m)
         return (
@@ -247,11 +278,28 @@ class Usage:
         )
 
 
-_NOTHING = Usage()
+NO_USAGE = Usage()
+"""Nothing was said."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class Terms(NamedTuple):
+    """What decides an answer's price besides its tokens; `None` where the wire said nothing."""
+
+    service_tier: str | None = None
+    """`usage.service_tier`: `standard`, `priority`, `batch`."""
+    speed: str | None = None
+    """`usage.speed`: `standard`, `fast`."""
+    inference_geo: str | None = None
+    """`usage.inference_geo`, such as `us`; `global` or `not_available`."""
+    web_search_requests: int | None = None
+    """`usage.server_tool_use.web_search_requests`, uses; cumulative in a stream."""
+
+
+NO_TERMS = Terms()
+"""Nothing was said."""
+
+
+class RequestFacts(NamedTuple):
     """What the request body asked for; `None` where it could not be read."""
 
     model: str | None = None
@@ -260,27 +308,26 @@ class RequestFacts:
     """Top-level `stream`."""
     caching_asked: bool | None = None
     """Whether a `cache_control` stands anywhere in the request."""
+    hour_asked: bool | None = None
+    """Whether one of them asks for the TTL of one hour."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(NamedTuple):
     """What one response said, read by `observe`."""
 
     status: Status
-    usage: Usage = _NOTHING
+    usage: Usage = NO_USAGE
     response_model: str | None = None
     """`model` of the answer, as the provider spells it."""
     message_id: str | None = None
     """`id` of the answer; its prefix tells the provider."""
     fault: str = ""
     """Why the status is not `complete`, in words for a person; empty otherwise."""
+    terms: Terms = NO_TERMS
 
 
 class Exchange(NamedTuple):
-    """One request and its answer, at its end. All durations are seconds.
-
-    A tuple, because it is made on every request: a frozen dataclass takes twice as long.
-    """
+    """One request and its answer, at its end. All durations are seconds."""
 
     route: Route
     method: str
@@ -417,3 +464,8 @@ def header(headers: RawHeaders, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def first_values(headers: RawHeaders) -> dict[bytes, bytes]:
+    """Map each name to its first value; takes as long as one `header` does."""
+    return dict(reversed(headers))

@@ -20,11 +20,10 @@ from typing import Any, Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
-from sidecar.proxy.edge import Edge, Limits, Patrol
+from sidecar.proxy.edge import Edge, Limits, Listener, Patrol
 
 __all__ = ["Lifecycle", "authority"]
 
@@ -35,8 +34,15 @@ _SCRAPED_LATELY_S = 120.0
 _CANCELLED_TASKS_S = 2.0
 """How long tasks that were cut may take to account for their exchanges."""
 _BACKLOG = 2048
-_ADMIN_KEEP_ALIVE_S = 75
-"""Longer than the interval at which Prometheus usually scrapes."""
+_ADMIN_LIMITS = Limits(
+    max_connections=256,
+    max_head_bytes=16 * 1024,
+    head_timeout_s=10.0,
+    stall_timeout_s=30.0,
+    # Longer than the interval at which Prometheus usually scrapes.
+    keep_alive_timeout_s=75.0,
+)
+"""Who asks here are scrapers, probes and a few people; each of them is near."""
 
 
 class _Server(uvicorn.Server):
@@ -46,6 +52,28 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept what waits to be accepted, and then do what uvicorn does.
+
+        The kernel resets connections that nobody has accepted when their listener closes; the
+        clients of these take themselves for connected, and may have sent their requests.
+        """
+        loop = asyncio.get_running_loop()
+        late = [
+            loop.create_task(loop.connect_accepted_socket(self._protocol, accepted))
+            for listening in sockets or ()
+            for accepted in _waiting(listening)
+        ]
+        # The first thing that it does is to close the listeners; nothing comes in between.
+        await super().shutdown(sockets)
+        await asyncio.gather(*late, return_exceptions=True)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 class Lifecycle:
@@ -58,6 +86,7 @@ class Lifecycle:
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
         self._signal: signal.Signals | None = None
+        self._listener = _listener(sidecar)
         # Both are bound before either serves: a port that is taken must be known at once.
         self._data_socket = _bind(settings.host, settings.port, "")
         try:
@@ -84,18 +113,20 @@ class Lifecycle:
             StartError: a server ended by itself.
         """
         sidecar, settings = self._sidecar, self._settings
-        limits = Limits(
-            max_connections=settings.max_connections or None,
-            max_head_bytes=settings.max_head_bytes,
-            head_timeout_s=settings.head_timeout_s or None,
-            stall_timeout_s=settings.stall_timeout_s or None,
-            keep_alive_timeout_s=settings.keep_alive_timeout_s,
-        )
-        edge = partial(Edge, limits=limits, refused=sidecar.ledger.refuse)
+        edge = partial(Edge, listener=self._listener)
         # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel, drain_s=None)
-        admin = _server(sidecar.admin, http=HttpToolsProtocol, ws="none", drain_s=1)
-        beside = [asyncio.create_task(Patrol(data.server_state.connections).run())]
+        # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.
+        admin_listener = Listener(_ADMIN_LIMITS, lambda reason: None)
+        admin_edge = partial(Edge, listener=admin_listener)
+        admin = _server(sidecar.admin, http=admin_edge, ws="none", drain_s=1)
+        beside = [
+            asyncio.create_task(Patrol(server.server_state.connections, turned_away).run())
+            for server, turned_away in (
+                (data, self._listener.turned_away),
+                (admin, admin_listener.turned_away),
+            )
+        ]
         data_task = asyncio.create_task(data.serve(sockets=[self._data_socket]))
         admin_task = asyncio.create_task(admin.serve(sockets=[self._admin_socket]))
         try:
@@ -126,28 +157,38 @@ class Lifecycle:
             await sidecar.aclose()
 
     async def _drain(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
-        settings = self._settings
         terminated = self._signal is signal.SIGTERM
         self._sidecar.readiness.draining = True
+        # Whoever is answered from here on asks elsewhere next.
+        self._listener.announcing = True
         logger.info("draining", extra={"signal": self._signal.name if self._signal else None})
         if terminated:
-            await self._pause(settings.drain_delay_s)
+            await self._pause(self._settings.drain_delay_s)
+        await self._end_exchanges(data, data_task)
+        # All exchanges have ended and are accounted for. What is still owed to the metrics,
+        # such as names that are being looked up, has to be settled here.
+        if terminated:
+            await self._await_final_scrape()
+
+    async def _end_exchanges(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
+        """Take no more connections, let what runs end in its time, and cut the rest."""
         running = set(data.server_state.tasks)
+        self._listener.closing = True
         data.should_exit = True
-        await _first(data_task, self._now.wait(), asyncio.sleep(settings.drain_timeout_s))
+        timeout = asyncio.sleep(self._settings.drain_timeout_s)
+        await _first(data_task, self._now.wait(), timeout)
         cut = set(data.server_state.tasks)
         for task in cut:
             task.cancel()
         if cut:
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
         # What is left are clients that do not take the end of their answers.
-        for connection in list(data.server_state.connections):
+        for connection in (*data.server_state.connections, *self._listener.turned_away):
             cast("Edge", connection).abort()
         data.force_exit = True
         await data_task
+        await _first(self._sidecar.flush(), self._now.wait())
         logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
-        if terminated:
-            await self._await_final_scrape()
 
     async def _await_final_scrape(self) -> None:
         """Wait for a scrape that shows every final count, if anybody scrapes.
@@ -170,6 +211,23 @@ class Lifecycle:
         """Sleep, unless told to stop at once."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._now.wait(), seconds)
+
+
+def _listener(sidecar: Sidecar) -> Listener:
+    settings, descriptors = sidecar.settings, sidecar.descriptors
+    limits = Limits(
+        max_connections=settings.max_connections or None,
+        max_head_bytes=settings.max_head_bytes,
+        head_timeout_s=settings.head_timeout_s or None,
+        stall_timeout_s=settings.stall_timeout_s or None,
+        keep_alive_timeout_s=settings.keep_alive_timeout_s,
+    )
+    return Listener(
+        limits,
+        sidecar.ledger.refuse,
+        admits=descriptors.admits,
+        max_turned_away=min(128, descriptors.reserved // 4),
+    )
 
 
 def _server(
@@ -196,7 +254,6 @@ def _server(
         forwarded_allow_ips="",
         workers=1,
         backlog=_BACKLOG,
-        timeout_keep_alive=_ADMIN_KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
     return _Server(config)
@@ -234,6 +291,14 @@ def _bind(host: str, port: int, prefix: str) -> socket.socket:
             f"cannot listen on {name} (SIDECAR_{prefix}{setting}): {exc.strerror}{hint}"
         ) from None
     return bound
+
+
+def _waiting(listening: socket.socket) -> Iterator[socket.socket]:
+    """Accept the connections that are there."""
+    # Else the end of the queue, or of the file descriptors.
+    with contextlib.suppress(OSError):
+        while True:
+            yield listening.accept()[0]
 
 
 async def _first(*awaitables: Any) -> None:

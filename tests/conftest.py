@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from tests.support.secrets import LogWatch, keys_in
+
+_log_watch = LogWatch()
+
+
+def pytest_configure() -> None:
+    """Watch what is logged, from the first test on."""
+    _log_watch.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail what has logged or printed a key."""
+    report = yield
+    printed = [text for name, text in report.sections if "stdout" in name or "stderr" in name]
+    found = _log_watch.take() + keys_in("".join(printed))
+    if found and report.passed:
+        report.outcome = "failed"
+        report.longrepr = f"it logged or printed the keys {found[:3]}"
+    return report
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.support.bodies import message, stream
 from tests.support.process import coverage_environment, free_port
 from tests.support.running import ROOT, sidecar_process
+from tests.support.secrets import assert_no_keys
 
 USAGE = {
     "input_tokens": 7,
@@ -26,9 +27,11 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | settings
     environment |= coverage_environment()
     command = [sys.executable, "-m", "sidecar", *arguments]
-    return subprocess.run(
+    done = subprocess.run(
         command, check=False, env=environment, capture_output=True, text=True, timeout=30
     )
+    assert_no_keys(done.stdout + done.stderr, " ".join(command))
+    return done
 
 
 def test_inspect_prints_what_the_wire_said(tmp_path: Path) -> None:
@@ -56,6 +59,7 @@ def test_inspect_prints_what_the_wire_said(tmp_path: Path) -> None:
             "ephemeral_5m_input_tokens": 2101,
             "ephemeral_1h_input_tokens": 0,
         },
+        "terms": {},
     }
     assert (second["status"], second["outcome"]) == ("complete", "hit")
     assert second["usage"]["cache_creation_input_tokens"] is None

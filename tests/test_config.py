@@ -56,7 +56,39 @@ def test_all_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "SIDECAR_PORT='70000' must be 0 to 65535" in text
     assert "unknown: customer" in text
     assert "SIDECAR_DRAIN_TIMEOUT_S='soon' must be seconds" in text
-    assert "SIDECAR_COMPAT='v2' must be v1.83 or off" in text
+    assert (
+        "SIDECAR_COMPAT='v2' must be a comma-separated choice of v1.83 and v1.100, or off" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("off", ()),
+        ("", ()),
+        ("v1.83", ("v1.83",)),
+        ("V1.100", ("v1.100",)),
+        (" v1.100, v1.83 ,", ("v1.83", "v1.100")),
+    ],
+)
+def test_names_of_litellm_are_chosen(
+    monkeypatch: pytest.MonkeyPatch, value: str, names: tuple[str, ...]
+) -> None:
+    """One, both or none; without a word the three that the report is about."""
+    assert load_settings().compat == ("v1.83",)
+    monkeypatch.setenv("SIDECAR_COMPAT", value)
+    assert load_settings().compat == names
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [("off,v1.83", "off and on"), ("v1.83,v1.99", "unknown: v1.99")]
+)
+def test_names_that_are_none_are_faults(
+    monkeypatch: pytest.MonkeyPatch, value: str, told: str
+) -> None:
+    """What cannot be meant is named."""
+    (fault,) = faults(monkeypatch, COMPAT=value)
+    assert f"({told})" in fault
 
 
 def test_rewriting_is_off_and_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +120,64 @@ def test_secrets_in_a_fault_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == 4
     for secret in ("hunter2", "abc123", "MIIE"):
         assert secret not in "".join(found)
+
+
+@pytest.mark.parametrize("name", ["litellm_key", "admin_token"])
+def test_secret_comes_from_the_environment_or_a_file(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of the two says it, and none of what is shown does."""
+
+    def found() -> str | None:
+        secret = getattr(load_settings(), name)
+        return None if secret is None else secret.get_secret_value()
+
+    variable = f"SIDECAR_{name.upper()}"
+    assert found() is None
+    monkeypatch.setenv(variable, "sk-viewer-1")
+    assert found() == "sk-viewer-1"
+    assert "viewer" not in repr(load_settings())
+    monkeypatch.setenv(variable, "")
+    path = tmp_path / "key"
+    path.write_text(" sk-viewer-2\r\n")
+    monkeypatch.setenv(f"{variable}_FILE", str(path))
+    assert found() == "sk-viewer-2"
+    assert "viewer" not in repr(load_settings())
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two words", "sk-one\nsk-two", "clé", "x" * 5000])
+def test_faulty_secret_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    """What cannot be a key is a fault, wherever it stands, and the fault does not repeat it."""
+    path = tmp_path / "key"
+    path.write_text(content)
+    (fault,) = faults(monkeypatch, LITELLM_KEY_FILE=str(path))
+    assert fault.startswith("SIDECAR_LITELLM_KEY='***' must be a LiteLLM key")
+    assert "cannot stand in a header" in fault
+    if content.strip():
+        monkeypatch.delenv("SIDECAR_LITELLM_KEY_FILE")
+        (fault,) = faults(monkeypatch, LITELLM_KEY=content)
+        assert content not in fault
+
+
+def test_secret_has_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A secret that is said twice could be two; a file that is not there is one fault."""
+    path = tmp_path / "key"
+    path.write_text("hunter2")
+    (fault,) = faults(monkeypatch, LITELLM_KEY="hunter3", LITELLM_KEY_FILE=str(path))
+    assert "both are set" in fault
+    assert "hunter" not in fault
+    (fault,) = faults(monkeypatch, LITELLM_KEY="", LITELLM_KEY_FILE=str(tmp_path / "absent"))
+    assert fault.startswith("SIDECAR_LITELLM_KEY_FILE=")
+
+
+def test_guard_of_the_admin_port_is_not_contradictory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open and a token cannot both be meant, nor metrics that want a token which is not there."""
+    (fault,) = faults(monkeypatch, ADMIN_GUARD_METRICS="true")
+    assert fault.startswith("SIDECAR_ADMIN_GUARD_METRICS=")
+    (fault,) = faults(monkeypatch, ADMIN_TOKEN="x", ADMIN_OPEN="true", ADMIN_GUARD_METRICS="true")
+    assert fault.startswith("SIDECAR_ADMIN_OPEN=")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +217,17 @@ def test_two_ports_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECAR_PORT", "0")
     monkeypatch.setenv("SIDECAR_ADMIN_PORT", "0")
     assert load_settings().port == load_settings().admin_port
+
+
+@pytest.mark.parametrize("value", ["x y", "x:", "clé", "x\n"])
+def test_key_header_is_a_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A header's name is a token, in any case; empty is not set."""
+    monkeypatch.setenv("SIDECAR_KEY_HEADER", "X-Our-Key")
+    assert load_settings().key_header == "x-our-key"
+    monkeypatch.setenv("SIDECAR_KEY_HEADER", "")
+    assert load_settings().key_header is None
+    (fault,) = faults(monkeypatch, KEY_HEADER=value)
+    assert fault.endswith("must be the name of a header (not a name)")
 
 
 def test_files_are_looked_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

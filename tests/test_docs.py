@@ -10,11 +10,13 @@ import pytest
 
 from scripts import docs
 from sidecar.account.identity import NO_TEAM, TeamFile
+from sidecar.account.lookups import LOOKUP_RESULTS
 from sidecar.cli import cli
 from sidecar.config import PREFIX, Settings
 from sidecar.exchange import (
     LABEL_NAMES,
     InputClass,
+    LogFault,
     Outcome,
     RefusalReason,
     Rewrite,
@@ -22,6 +24,7 @@ from sidecar.exchange import (
     Status,
     UpstreamFault,
 )
+from sidecar.report import GROUPINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -32,6 +35,7 @@ SPEAKING = [
     ROOT / "CHANGELOG.md",
     ROOT / "Dockerfile",
     ROOT / "docker-compose.yml",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(
         path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".md", ".yaml", ".yml")
     ),
@@ -45,9 +49,20 @@ def named(path: Path) -> str:
 
 def test_generated_tables_are_those_of_today() -> None:
     """`scripts/docs.py` would change nothing."""
-    text = README.read_text()
+    text, faults = README.read_text(), docs.FAULTS.read_text()
 
     assert docs.rewritten(text) == text
+    assert docs.rewritten(faults, {"faults": docs.faults_table}) == faults
+
+
+def test_page_of_the_usage_log_is_that_of_today() -> None:
+    """Its fields are those that are written, and every reason of a failure is explained."""
+    text = docs.USAGE_LOG.read_text()
+
+    assert docs.rewritten(text, {"fields": docs.fields_table}) == text
+    assert [fault for fault in LogFault if f"| `{fault}` |" not in text] == []
+    choices = text.replace("`model,team_alias`", "`model`, `team_alias`")
+    assert [name for name in GROUPINGS if f"`{name}`" not in choices] == []
 
 
 def test_check_says_what_differs(
@@ -133,10 +148,11 @@ def test_every_reason_of_an_answer_of_our_own_is_on_the_page() -> None:
 
 def test_example_of_a_team_file_can_be_used(tmp_path: Path) -> None:
     """The example of the page is read as the page says."""
-    match = re.search(r"```yaml\n( +# printf.*?)```", README.read_text(), re.DOTALL)
+    page = ROOT / "docs" / "teams.md"
+    match = re.search(r"```yaml\n(# printf.*?)```", page.read_text(), re.DOTALL)
     assert match is not None
     path = tmp_path / "teams.yaml"
-    path.write_text(re.sub(r"(?m)^ +", "", match[1]))
+    path.write_text(match[1])
     hashes = re.findall(r"[0-9a-f]{64}", match[1])
 
     teams = TeamFile(path)
@@ -149,11 +165,21 @@ def test_every_file_that_is_mentioned_exists(path: Path) -> None:
     """Paths of the repository and links within a page lead somewhere."""
     text = path.read_text()
     paths = re.findall(r"`((?:deploy|scripts|sidecar|requirements)/[\w./-]+)`", text)
-    paths += re.findall(r"\]\(([\w./-]+)\)", text)
+    linked = re.findall(r"\]\(([\w./-]+)\)", text)
     headings = {
         re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
         for title in re.findall(r"(?m)^#+ (.+)$", text)
     }
 
     assert [name for name in paths if not (ROOT / name).exists()] == []
+    assert [name for name in linked if not (path.parent / name).exists()] == []
     assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= headings
+
+
+def test_results_of_look_ups_are_on_their_page() -> None:
+    """Every source and result of a look-up is explained."""
+    text = (ROOT / "docs" / "teams.md").read_text()
+
+    for source, results in LOOKUP_RESULTS.items():
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{source}` |")]
+        assert [name for name in results if not any(f"`{name}`" in row for row in rows)] == []

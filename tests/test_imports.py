@@ -16,7 +16,8 @@ ALLOWED = {
     "config.py": {"sidecar.exchange", "sidecar.errors"},
     "proxy": {"sidecar.exchange", "sidecar.errors"},
     "observe": {"sidecar.exchange"},
-    "account": {"sidecar", "sidecar.exchange", "sidecar.errors"},
+    "lines.py": {"sidecar.exchange"},
+    "account": {"sidecar", "sidecar.exchange", "sidecar.errors", "sidecar.lines"},
     "admin": {"sidecar", "sidecar.exchange"},
 }
 # No I/O, clock, logger, metrics or settings in the pure room.

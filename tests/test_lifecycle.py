@@ -80,7 +80,7 @@ async def test_sigterm_drains(tmp_path: Path) -> None:
     cached = [line for line in scrapes[-1].text.splitlines() if line.startswith(CACHED)]
     assert [line.rsplit(" ", 1)[1] for line in cached] == ["2101.0"]
     events = [line["event"] for line in log_of(tmp_path)]
-    assert events[-4:] == ["draining", "drained", "final_scrape", "stopped"]
+    assert events[-5:] == ["draining", "usage", "drained", "final_scrape", "stopped"]
 
 
 def _await_refusal(port: int) -> None:

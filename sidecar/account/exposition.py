@@ -21,7 +21,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.utils import floatToGoString
 
-from sidecar.account.store import Family, Histogram, Store, Value
+from sidecar.account.store import Amount, Family, Histogram, Store, Value
 
 __all__ = ["OPENMETRICS_TYPE", "TEXT_TYPE", "Scrapes", "render", "wants_openmetrics"]
 
@@ -144,7 +144,7 @@ def render(
 
 
 def _render_family(
-    family: Family[Value] | Family[Histogram], openmetrics: bool, shown: int
+    family: Family[Value] | Family[Amount] | Family[Histogram], openmetrics: bool, shown: int
 ) -> Iterator[bytes]:
     counter = family.kind == "counter"
     name = family.name

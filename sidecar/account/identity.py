@@ -2,7 +2,8 @@
 
 A key is only ever held as its sha256, the way LiteLLM itself stores it (LiteLLM 1.83.10
 `proxy/_types.py`, `hash_token`). The sources of a name, in order: the header that a LiteLLM
-callback sets on the answer, then a file that maps key hashes to teams.
+callback sets on the answer, LiteLLM's own word where it can be asked, a file that maps key
+hashes to teams. `lookups` does the asking.
 """
 
 from __future__ import annotations
@@ -10,16 +11,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 import yaml
 
+from sidecar.account.watched import WatchedFile
 from sidecar.errors import ConfigError
-from sidecar.exchange import RawHeaders, header
+from sidecar.exchange import RawHeaders, Route, header
 
-__all__ = ["NO_TEAM", "UNKNOWN", "TeamFile", "key_hash", "named_in"]
+__all__ = [
+    "NO_TEAM",
+    "UNKNOWN",
+    "Identities",
+    "KeyReader",
+    "Owner",
+    "Resolver",
+    "TeamFile",
+    "named_in",
+]
 
 NO_TEAM = "None"
 """The team of a key without one; LiteLLM's own spelling."""
@@ -27,7 +40,7 @@ UNKNOWN = "unknown"
 """A name that could not be resolved."""
 
 _KEY_HEADERS = (
-    # LiteLLM's order: 1.83.10 proxy/auth/user_api_key_auth.py, get_api_key.
+    # LiteLLM's order: 1.83.10 and 1.100.5 proxy/auth/user_api_key_auth.py, get_api_key.
     b"x-litellm-api-key",
     b"authorization",
     b"api-key",
@@ -35,30 +48,63 @@ _KEY_HEADERS = (
     b"x-goog-api-key",
     b"ocp-apim-subscription-key",
 )
+_PASS_THROUGH_HEADER = b"litellm_user_api_key"
+"""Goes before all others on the pass-through routes: there, in
+check_api_key_for_custom_headers_or_pass_through_endpoints."""
+_PASS_THROUGH_ROUTES = frozenset({Route.ANTHROPIC_MESSAGES})
 _SCHEME = re.compile(rb"(?:bearer|basic)\s+", re.IGNORECASE)
 # Bedrock clients sign with the key as their access key; LangChain writes `Bearer` before it.
 _AWS_SIGNATURE = re.compile(rb"AWS4-HMAC-SHA256\b.*?Credential=(?:Bearer\s+)?([^/\s,]+)")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_MAX_FILE_BYTES = 16 * 1024 * 1024
-"""Longest file that is read: some 150,000 keys. A ConfigMap holds 1 MiB."""
 _MAX_FAULTS = 20
 """Faulty entries that are named."""
 
 
-def key_hash(headers: RawHeaders) -> str | None:
-    """Hash the key that LiteLLM would take from these headers; None if there is none."""
-    for name in _KEY_HEADERS:
-        value = header(headers, name)
-        if value:
-            signed = _AWS_SIGNATURE.match(value)
-            key = signed[1] if signed else _SCHEME.sub(b"", value.strip(), count=1)
-            return hashlib.sha256(key).hexdigest()
-    return None
+class Owner(NamedTuple):
+    """To whom a key belongs; None where that is not known."""
+
+    team: str | None = None
+    """Alias of the team; `NO_TEAM` for a key without one."""
+    key_alias: str | None = None
+    """Alias of the key; `NO_TEAM` for a key without one."""
+
+
+class KeyReader:
+    """Finds the key that LiteLLM takes from a request, and gives out nothing but its hash.
+
+    Args:
+        custom_header: LiteLLM's `litellm_key_header_name`, if that is set: it alone is looked at.
+    """
+
+    def __init__(self, custom_header: str | None = None) -> None:
+        names = _KEY_HEADERS if custom_header is None else (custom_header.lower().encode(),)
+        self._ranks = {name: rank for rank, name in enumerate(names, start=1)}
+        self._pass_through_ranks = {_PASS_THROUGH_HEADER: 0} | self._ranks
+
+    def hash_of(self, route: Route, headers: RawHeaders) -> str | None:
+        """Hash the key that LiteLLM would take from these headers; None if there is none."""
+        ranks = self._pass_through_ranks if route in _PASS_THROUGH_ROUTES else self._ranks
+        found, found_rank = b"", len(ranks) + 1
+        for name, value in headers:
+            rank = ranks.get(name)
+            if rank is not None and rank < found_rank and value:
+                found, found_rank = value, rank
+        if not found:
+            return None
+        signed = _AWS_SIGNATURE.match(found)
+        key = signed[1] if signed else _SCHEME.sub(b"", found.strip(), count=1)
+        return hashlib.sha256(key).hexdigest()
 
 
 def named_in(headers: RawHeaders, name: bytes) -> str | None:
     """Read a name from a header that the LiteLLM callback sets: UTF-8, percent-encoded or not."""
-    raw = unquote_to_bytes(header(headers, name) or b"")
+    raw = header(headers, name)
+    return _unescaped(raw) if raw else None
+
+
+@lru_cache(maxsize=1024)
+def _unescaped(escaped: bytes) -> str | None:
+    raw = unquote_to_bytes(escaped)
     try:
         value = raw.decode()
     except UnicodeDecodeError:
@@ -66,7 +112,61 @@ def named_in(headers: RawHeaders, name: bytes) -> str | None:
     return value.strip() or None
 
 
-class TeamFile:
+class Resolver(Protocol):
+    """Knows to whom keys belong, or finds it out."""
+
+    def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+        """Say to whom a key belongs; None if `settle` will be called with the answer, once."""
+
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as far as that is known without asking anybody."""
+
+
+class Identities:
+    """To whom keys belong: what LiteLLM says where it can be asked, else what the file says.
+
+    A file that has grown old does not go before LiteLLM: it is looked into for keys that LiteLLM
+    does not know, or cannot be asked for.
+
+    Args:
+        lookups: asks LiteLLM; None where there is no key to ask it with.
+        file: None where there is none.
+        count: takes the source and the result of each look into the file.
+    """
+
+    def __init__(
+        self,
+        lookups: Resolver | None,
+        file: TeamFile | None,
+        count: Callable[[str, str], None],
+    ) -> None:
+        self._lookups = lookups
+        self._file = file
+        self._count = count
+
+    def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+        """Say to whom a key belongs; None if `settle` will be called with the answer, once."""
+        if self._lookups is None:
+            return self._completed(hashed, Owner())
+        owner = self._lookups.resolve(hashed, lambda owner: settle(self._completed(hashed, owner)))
+        return None if owner is None else self._completed(hashed, owner)
+
+    def known(self, hashed: str) -> Owner:
+        """Say to whom a key belongs, as far as that is known without asking anybody."""
+        owner = Owner() if self._lookups is None else self._lookups.known(hashed)
+        if owner.team is None and self._file is not None:
+            return Owner(self._file.team_of(hashed), owner.key_alias)
+        return owner
+
+    def _completed(self, hashed: str, owner: Owner) -> Owner:
+        if owner.team is not None or self._file is None:
+            return owner
+        team = self._file.team_of(hashed)
+        self._count("file", "not_found" if team is None else "found")
+        return Owner(team, owner.key_alias)
+
+
+class TeamFile(WatchedFile):
     """A JSON or YAML file that maps key hashes to team aliases.
 
     One mapping at its top: sha256 of the key in lower-case hex, to the alias; null for a key
@@ -77,8 +177,7 @@ class TeamFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
+        super().__init__(path)
         self._teams: Mapping[str, str] = {}
         self.load()
 
@@ -86,31 +185,10 @@ class TeamFile:
         """Return the alias of a key; None if the file does not name it."""
         return self._teams.get(hashed)
 
-    def changed(self) -> bool:
-        """Whether the file is another one than at the last attempt to read it."""
-        try:
-            return self._stat() != self._stamp
-        except OSError:
-            return self._stamp is not None
-
     def load(self) -> int:
         """Read the file anew and return how many keys it names."""
-        try:
-            self._stamp = self._stat()
-            with self._path.open("rb") as file:
-                raw = file.read(_MAX_FILE_BYTES + 1)
-            text = raw.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as exc:
-            self._stamp = None
-            raise ConfigError([f"{self._path}: cannot be read: {_reason(exc)}"]) from None
-        if len(raw) > _MAX_FILE_BYTES:
-            raise ConfigError([f"{self._path}: is larger than {_MAX_FILE_BYTES} bytes"])
-        self._teams = _checked(_decoded(text, self._path), self._path)
+        self._teams = _checked(_decoded(self.read(), self.path), self.path)
         return len(self._teams)
-
-    def _stat(self) -> tuple[int, int, int]:
-        stat = self._path.stat()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _decoded(text: str, path: Path) -> object:
@@ -152,7 +230,3 @@ def _checked(decoded: object, path: Path) -> Mapping[str, str]:
             faults[_MAX_FAULTS:] = [f"{path}: {more} more entries are faulty"]
         raise ConfigError(faults)
     return teams
-
-
-def _reason(exc: Exception) -> str:
-    return exc.strerror or str(exc) if isinstance(exc, OSError) else "it is not UTF-8"

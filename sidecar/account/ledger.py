@@ -2,7 +2,8 @@
 
 `submit` resolves the names of a label set once and keeps the series that go with it, so that
 counting an exchange whose labels are known costs a few additions. It runs in the event loop,
-never waits, and may raise: the relay contains that, and `contain` counts it.
+never waits, and may raise: the relay contains that, and `contain` counts it. Where the owner of
+a key has first to be looked up, what an answer said is counted under its name when that is known.
 
 Labels come from what a client or an upstream says, and both can say anything. Names are taken
 only from a 2xx answer, so that refused requests make no series; each label keeps its first N
@@ -15,12 +16,18 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
-from sidecar.account.identity import NO_TEAM, UNKNOWN, key_hash, named_in
+from sidecar.account.compat import CompatSeries, UpstreamVersion
+from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
+from sidecar.account.money import Money
+from sidecar.account.pricing import Asked, Pricing, asked_of
+from sidecar.account.rates import ATTO, Cost, Unpriced
 from sidecar.account.store import Value
+from sidecar.account.usage_log import UsageLog
 from sidecar.exchange import (
     LABEL_NAMES,
     End,
@@ -34,36 +41,31 @@ from sidecar.exchange import (
     Route,
     Status,
     UpstreamFault,
+    first_values,
     header,
 )
 
-__all__ = ["Ledger", "provider_of"]
+__all__ = ["Ledger", "client_of", "provider_of"]
 
 logger = logging.getLogger("sidecar.account")
 
 OTHER = "other"
 _MAX_VALUE_CHARS = 200
+_MAX_ALIKE = 4096
+"""Ways to be named, and owners of each, that are remembered; then all are found out anew."""
 _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
+_ID_PREFIXES = {"msg_bdrk_": "bedrock", "msg_vrtx_": "vertex_ai"}
 _ANTHROPIC_ID = re.compile(r"msg_0\w{20,}$")
 _CLIENT = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})/v?(\d{1,6})")
-
-
-class Teams(Protocol):
-    """A map from key hashes to teams."""
-
-    def team_of(self, hashed: str) -> str | None:
-        """Return the team of a key; None if it is not known."""
 
 
 def provider_of(exchange: Exchange, observation: Observation) -> str:
     """Tell which provider answered: from the answer's id, its model, LiteLLM's model name."""
     message_id = observation.message_id or ""
-    if message_id.startswith("msg_bdrk_"):
-        return "bedrock"
-    if message_id.startswith("msg_vrtx_"):
-        return "vertex_ai"
+    if message_id[:9] in _ID_PREFIXES:
+        return _ID_PREFIXES[message_id[:9]]
     name = (header(exchange.response_headers, b"x-litellm-model-name") or b"").decode("latin-1")
     prefix = name.partition("/")[0]
     if prefix in ("anthropic", "azure_ai", "bedrock", "vertex_ai"):
@@ -78,24 +80,30 @@ def provider_of(exchange: Exchange, observation: Observation) -> str:
     return "anthropic" if _ANTHROPIC_ID.match(message_id) else UNKNOWN
 
 
-def _client_of(exchange: Exchange) -> str:
+def client_of(user_agent: str) -> str:
     """Name the client and its major version, from its User-Agent."""
-    agent = (header(exchange.request_headers, b"user-agent") or b"").decode("latin-1")
-    match = _CLIENT.match(agent)
+    match = _CLIENT.match(user_agent)
     return f"{match[1].lower()}/{match[2]}" if match else UNKNOWN
+
+
+def _client_label(exchange: Exchange, _: Observation) -> str:
+    return client_of((header(exchange.request_headers, b"user-agent") or b"").decode("latin-1"))
 
 
 def _header_label(name: bytes) -> Callable[[Exchange, Observation], str]:
     return lambda exchange, _: named_in(exchange.response_headers, name) or UNKNOWN
 
 
+def _said_later(exchange: Exchange, observation: Observation) -> str:
+    """Stand for a label that comes with the owner."""
+    return UNKNOWN
+
+
 _LABELS: dict[str, Callable[[Exchange, Observation], str]] = {
     "provider": provider_of,
     "response_model": lambda _, observation: observation.response_model or UNKNOWN,
     "model_id": _header_label(b"x-litellm-model-id"),
-    "api_key_alias": _header_label(b"x-litellm-key-alias"),
-    "hashed_api_key": lambda exchange, _: key_hash(exchange.request_headers) or UNKNOWN,
-    "client": lambda exchange, _: _client_of(exchange),
+    "client": _client_label,
 }
 
 
@@ -106,8 +114,47 @@ class _Series:
     inputs: tuple[Value, ...]
     output: Value
     responses: dict[Outcome, Value]
-    compat: tuple[Value, ...] | None
-    """LiteLLM's own names: cached tokens, hits, misses; None where they are off."""
+    compat: CompatSeries | None
+    """LiteLLM's own names; None where they are off."""
+    money: Money | None
+    """None where money is not counted."""
+
+
+class _Place(NamedTuple):
+    """Where answers are counted that are named alike and belong to the same owner."""
+
+    model: str
+    series: _Series
+    overflows: tuple[str, ...]
+    """The labels of which a limit was reached."""
+
+
+class _Alike:
+    """What is found out once for all answers that are named alike."""
+
+    __slots__ = ("alias", "asked", "places", "provider", "team", "values")
+
+    def __init__(self, provider: str, asked: Asked, values: list[str]) -> None:
+        self.provider = provider
+        self.asked = asked
+        self.values = values
+        """Those of the labels, in which the owner's names have still to be put."""
+        self.team: str | None = None
+        """As the answers themselves say it; None if they do not."""
+        self.alias: str | None = None
+        self.places: dict[tuple[str | None, str | None], _Place] = {}
+        """By the names of the owner."""
+
+
+class _Reading(NamedTuple):
+    """What is counted of a 2xx answer. It waits while its owner is looked up, and holds no key."""
+
+    route: Route
+    observation: Observation
+    outcome: Outcome
+    cost: Cost | Unpriced | None
+    """None where no usage is reported, or money is not counted."""
+    alike: _Alike
 
 
 class _RouteSeries:
@@ -153,7 +200,11 @@ class Ledger:
     Args:
         metrics: what is counted; it says which labels token series carry, from `LABEL_NAMES`.
         outcome_of: says what the prompt cache did for an answer.
-        teams: a map from key hashes to teams; None without one.
+        identities: knows to whom keys belong; None where only the answers' headers say it.
+        keys: finds the key of a request.
+        pricing: prices answers; None where money is not counted.
+        usage_log: takes a line for each exchange on an observed route; None where it is off.
+        upstream: is shown an answer's headers when it is due; None where nobody wants to know.
         max_label_values: how many values each label keeps.
         max_series: how many series the label sets may make in all.
     """
@@ -163,13 +214,21 @@ class Ledger:
         metrics: Metrics,
         outcome_of: Callable[[Observation, RequestFacts], Outcome],
         *,
-        teams: Teams | None = None,
+        identities: Resolver | None = None,
+        keys: KeyReader | None = None,
+        pricing: Pricing | None = None,
+        usage_log: UsageLog | None = None,
+        upstream: UpstreamVersion | None = None,
         max_label_values: int = 200,
         max_series: int = 50_000,
     ) -> None:
         self._metrics = metrics
         self._outcome_of = outcome_of
-        self._teams = teams
+        self._identities = identities
+        self._keys = keys or KeyReader()
+        self._pricing = pricing
+        self._usage_log = usage_log
+        self._upstream = upstream
         self._max_label_values = max_label_values
         self._max_series = max_series
         # The compatible names need model and team, whichever labels are switched on.
@@ -178,16 +237,26 @@ class Ledger:
             for label in LABEL_NAMES
             if label in ("model", "team_alias") or label in metrics.labels
         )
-        self._others = [(label, _LABELS[label]) for label in self._names_kept[2:]]
+        readers = _LABELS | {"hashed_api_key": lambda given, _: self._hash_of(given) or UNKNOWN}
+        self._others = [readers.get(label, _said_later) for label in self._names_kept[2:]]
+        # Of the others, the answer itself decides.
+        self._of_requests = [
+            readers[label] for label in ("client", "hashed_api_key") if label in self._names_kept
+        ]
+        self._alias_at = (*self._names_kept, "api_key_alias").index("api_key_alias")
+        self._alias_wanted = self._alias_at < len(self._names_kept)
         self._values: dict[str, set[str]] = {label: {UNKNOWN} for label in LABEL_NAMES}
         self._values["team_alias"].add(NO_TEAM)
+        self._alike: dict[tuple[object, ...], _Alike] = {}
         self._series: dict[tuple[str, ...], _Series] = {}
-        self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat)
+        self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat.families)
+        if metrics.costs is not None:
+            self._series_each += Money.SERIES
         self._series_made = 0
         self._overflowed: set[str] = set()
         self._seen_faults: set[tuple[str, str]] = set()
         self.submitted = 0
-        """How many exchanges were taken."""
+        """How many exchanges were taken, and how many of them counted later."""
         self._observations: dict[tuple[Route, str], dict[Status, Value]] = {}
         self._routes: dict[Route, _RouteSeries] = {}
         # What is known beforehand exists at zero from the start.
@@ -227,8 +296,13 @@ class Ledger:
             route.first_token.observe(exchange.first_token_s)
         if exchange.upstream_fault is not None:
             self._metrics.upstream_failures.child(exchange.upstream_fault).value += 1
+        if self._upstream is not None and self._upstream.due:
+            self._upstream.note(exchange.response_headers)
         if observation is not None:
-            self._record(exchange, observation)
+            if 200 <= exchange.status_code < 300:
+                self._take_answer(exchange, observation)
+            else:
+                self._take_refusal(exchange, observation)
 
     def refuse(self, reason: RefusalReason) -> None:
         """Count a client that was turned away."""
@@ -256,30 +330,104 @@ class Ledger:
             found = self._routes[route] = _RouteSeries(self._metrics, route)
         return found
 
-    def _record(self, exchange: Exchange, observation: Observation) -> None:
-        """Count what an observed answer said."""
-        if not 200 <= exchange.status_code < 300:
-            # A refused request may name any model: only a name that is known is taken.
-            model = exchange.facts.model
-            known = model if model is not None and model in self._values["model"] else UNKNOWN
-            self._observed(exchange.route, known)[observation.status].value += 1
+    def _take_answer(self, exchange: Exchange, observation: Observation) -> None:
+        """Count what a 2xx answer said, now or when its owner is known, and write its line."""
+        alike = self._alike_of(exchange, observation)
+        facts, pricing = exchange.facts, self._pricing
+        reading = _Reading(
+            exchange.route,
+            observation,
+            self._outcome_of(observation, facts),
+            pricing.price_as(alike.asked, facts, observation) if pricing is not None else None,
+            alike,
+        )
+        team, alias = alike.team, alike.alias
+        identities = self._identities
+        if identities is not None and team is not None and (alias or not self._alias_wanted):
+            identities = None  # there is nothing to ask
+        hashed = None
+        if identities is not None or self._usage_log is not None:
+            hashed = self._hash_of(exchange)
+        waits = False
+        if identities is not None and hashed is not None:
+            late = partial(self._record_late, reading, team, alias)
+            owner = identities.resolve(hashed, late)
+            if owner is None:
+                waits = True
+                owner = identities.known(hashed)
+            team, alias = team or owner.team, alias or owner.key_alias
+        if self._usage_log is not None:
+            self._usage_log.write(
+                exchange,
+                observation,
+                outcome=reading.outcome,
+                provider=alike.provider,
+                team_alias=team or UNKNOWN,
+                hashed_key=hashed,
+                cost_usd=reading.cost.total / ATTO if isinstance(reading.cost, Cost) else None,
+            )
+        if not waits:
+            self._count(reading, team, alias)
+
+    def _take_refusal(self, exchange: Exchange, observation: Observation) -> None:
+        """Count an answer that is no 2xx one, and write its line.
+
+        A refused request may name any model, and carry any key: only a name that is known is
+        taken, and nobody is asked for the key.
+        """
+        model = exchange.facts.model
+        known = model if model is not None and model in self._values["model"] else UNKNOWN
+        self._observed(exchange.route, known)[observation.status].value += 1
+        if self._usage_log is None:
             return
-        names = self._names(exchange, observation)
-        series = self._series.get(names) or self._admit(names)
-        self._observed(exchange.route, names[0])[observation.status].value += 1
+        hashed = self._hash_of(exchange)
+        team = named_in(exchange.response_headers, b"x-litellm-team-alias")
+        if team is None and hashed is not None and self._identities is not None:
+            team = self._identities.known(hashed).team
+        self._usage_log.write(
+            exchange,
+            observation,
+            outcome=None,
+            provider=provider_of(exchange, observation),
+            team_alias=team or UNKNOWN,
+            hashed_key=hashed,
+        )
+
+    def _record_late(
+        self, reading: _Reading, team: str | None, alias: str | None, owner: Owner
+    ) -> None:
+        """Count what an answer said, whose owner had to be looked up."""
+        self.submitted += 1
+        try:
+            self._count(reading, team or owner.team, alias or owner.key_alias)
+        except Exception as exc:
+            # The relay has long ended the exchange: nobody else contains this.
+            self.contain("account", exc)
+
+    def _count(self, reading: _Reading, team: str | None, alias: str | None) -> None:
+        """Count what an answer said, under the names of its owner."""
+        route, observation, outcome, cost, alike = reading
+        place = alike.places.get((team, alias))
+        if place is None:
+            if len(alike.places) >= _MAX_ALIKE:
+                alike.places.clear()
+            place = alike.places[team, alias] = self._place(alike, team, alias)
+        model, series, overflows = place
+        for label in overflows:
+            self._overflow(label)
+        self._observed(route, model)[observation.status].value += 1
         usage = observation.usage
         for child, tokens in zip(series.inputs, usage.input_classes(), strict=True):
-            child.value += tokens
+            if tokens:
+                child.value += tokens
         series.output.value += usage.output_tokens or 0
-        outcome = self._outcome_of(observation, exchange.facts)
+        if isinstance(cost, Cost) and series.money is not None:
+            series.money.add(cost)
+        elif isinstance(cost, Unpriced) and self._metrics.costs is not None:
+            self._metrics.costs.unpriced.child(model, cost).value += 1
         series.responses[outcome].value += 1
         if series.compat is not None:
-            cached_tokens, hits, misses = series.compat
-            cached_tokens.value += usage.read_tokens
-            if outcome is Outcome.HIT:
-                hits.value += 1
-            elif outcome in (Outcome.WRITE, Outcome.NOT_CACHED):
-                misses.value += 1
+            series.compat.add(usage, outcome)
 
     def _observed(self, route: Route, model: str) -> dict[Status, Value]:
         """Return the series of what could be read, by status."""
@@ -290,26 +438,69 @@ class Ledger:
             self._observations[route, model] = found
         return found
 
-    def _names(self, exchange: Exchange, observation: Observation) -> tuple[str, ...]:
-        """Resolve model and team, and then the other labels that are switched on."""
-        return (
-            self._kept("model", exchange.facts.model or UNKNOWN),
-            self._kept("team_alias", self._team_of(exchange)),
-            *[self._kept(label, read(exchange, observation)) for label, read in self._others],
+    def _hash_of(self, exchange: Exchange) -> str | None:
+        return self._keys.hash_of(exchange.route, exchange.request_headers)
+
+    def _alike_of(self, exchange: Exchange, observation: Observation) -> _Alike:
+        """Find what goes for all answers that are named as this one is."""
+        headers = first_values(exchange.response_headers)
+        message_id = observation.message_id or ""
+        key = (
+            exchange.facts.model,
+            observation.response_model,
+            _ID_PREFIXES.get(message_id[:9]) or _ANTHROPIC_ID.match(message_id) is None,
+            headers.get(b"x-litellm-model-id"),
+            headers.get(b"x-litellm-model-name"),
+            headers.get(b"x-litellm-team-alias"),
+            headers.get(b"x-litellm-key-alias"),
+            observation.terms,
+            *[read(exchange, observation) for read in self._of_requests],
         )
+        found = self._alike.get(key)
+        if found is None:
+            if len(self._alike) >= _MAX_ALIKE:
+                self._alike.clear()
+            found = self._alike[key] = self._resolved(exchange, observation)
+        return found
 
-    def _team_of(self, exchange: Exchange) -> str:
-        named = named_in(exchange.response_headers, b"x-litellm-team-alias")
-        if named is not None:
-            return named
-        if self._teams is not None:
-            hashed = key_hash(exchange.request_headers)
-            if hashed is not None:
-                return self._teams.team_of(hashed) or UNKNOWN
-        return UNKNOWN
+    def _resolved(self, exchange: Exchange, observation: Observation) -> _Alike:
+        alike = _Alike(
+            provider_of(exchange, observation),
+            asked_of(exchange, observation),
+            [
+                exchange.facts.model or UNKNOWN,
+                UNKNOWN,
+                *[read(exchange, observation) for read in self._others],
+            ],
+        )
+        alike.team = named_in(exchange.response_headers, b"x-litellm-team-alias")
+        if self._alias_wanted:
+            alike.alias = named_in(exchange.response_headers, b"x-litellm-key-alias")
+        return alike
 
-    def _kept(self, label: str, value: str) -> str:
-        """Keep a value of a label, or count it under `other`."""
+    def _place(self, alike: _Alike, team: str | None, alias: str | None) -> _Place:
+        """Find the series of a label set, made at its first sight, as far as limits allow."""
+        values = list(alike.values)
+        values[1] = team or UNKNOWN
+        if self._alias_wanted:
+            values[self._alias_at] = alias or UNKNOWN
+        overflows: list[str] = []
+        kept = tuple(
+            self._kept(label, value, overflows)
+            for label, value in zip(self._names_kept, values, strict=True)
+        )
+        names = kept
+        # The last place is for the set that stands for all others.
+        if names not in self._series and (
+            self._series_made + 2 * self._series_each > self._max_series
+        ):
+            overflows.append("series")
+            names = (OTHER,) * len(names)
+        series = self._series.get(names) or self._admit(names)
+        return _Place(kept[0], series, tuple(overflows))
+
+    def _kept(self, label: str, value: str, overflows: list[str]) -> str:
+        """Keep a value of a label, or take `other` for it and note that."""
         values = self._values[label]
         if value in values:
             return value
@@ -317,17 +508,11 @@ class Ledger:
         if len(values) < self._max_label_values and len(value) <= _MAX_VALUE_CHARS:
             values.add(value)
             return value
-        self._overflow(label)
+        overflows.append(label)
         return OTHER
 
     def _admit(self, names: tuple[str, ...]) -> _Series:
-        """Make the series of a label set; past the limit, take the one that stands for all."""
-        # The last place is kept for the set that stands for all others.
-        if self._series_made + 2 * self._series_each > self._max_series:
-            self._overflow("series")
-            names = (OTHER,) * len(names)
-            if names in self._series:
-                return self._series[names]
+        """Make the series of a label set."""
         metrics = self._metrics
         named = dict(zip(self._names_kept, names, strict=True))
         values = [named[label] for label in metrics.labels]
@@ -336,7 +521,8 @@ class Ledger:
             inputs=tuple(metrics.input_tokens.child(*values, kind) for kind in InputClass),
             output=metrics.output_tokens.child(*values),
             responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
-            compat=tuple(family.child(model, model, team) for family in metrics.compat) or None,
+            compat=metrics.compat.series(model, team),
+            money=Money(metrics.costs, values) if metrics.costs is not None else None,
         )
         self._series_made += self._series_each
         return series

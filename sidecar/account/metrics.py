@@ -7,10 +7,11 @@ holds it still. Names follow prometheus.io/docs/practices/naming.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sidecar import __version__
-from sidecar.account.store import Family, Store, Value
+from sidecar.account.compat import Compat
+from sidecar.account.store import Amount, Family, Store
 
 __all__ = ["Metrics"]
 
@@ -27,11 +28,19 @@ class Metrics:
 
     Args:
         labels: names of the labels that token series carry.
-        compat: whether LiteLLM's own three names are exported.
+        compat: which of LiteLLM's own names are exported, as in SIDECAR_COMPAT.
+        costs: whether money is counted.
         clock: Unix time in seconds.
     """
 
-    def __init__(self, labels: Sequence[str], *, compat: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        *,
+        compat: Collection[str],
+        costs: bool = False,
+        clock: Callable[[], float],
+    ) -> None:
         self.store = store = Store(clock)
         self.labels = labels = tuple(labels)
         self.input_tokens = store.counter(
@@ -53,6 +62,8 @@ class Metrics:
             "field in the answer), unknown (the request could not be read).",
             (*labels, "outcome"),
         )
+        self.costs: Costs | None = Costs(store, labels) if costs else None
+        """What answers cost; None where no source of prices is wanted."""
         self.observations = store.counter(
             f"{PREFIX}observations",
             "Exchanges on observed routes by what could be read of the answer: complete, "
@@ -119,6 +130,12 @@ class Metrics:
             "Faults of the sidecar that were kept from reaching a response, by where.",
             ("room",),
         )
+        self.log_failures = store.counter(
+            f"{PREFIX}log_failures",
+            "Lines of the usage log (log=usage) and of the process's own log (log=process) that "
+            "could not be written, and rotations that failed, by reason.",
+            ("log", "reason"),
+        )
         self.rewrites = store.counter(
             f"{PREFIX}rewrites",
             "Answers whose usage was to be rewritten (SIDECAR_REWRITE_USAGE), by what became of "
@@ -134,32 +151,69 @@ class Metrics:
             f"{PREFIX}team_file_last_success_timestamp_seconds",
             "When the key-to-team file was last read, in Unix time.",
         )
+        self.identity_lookups = store.counter(
+            f"{PREFIX}identity_lookups",
+            "Look-ups of a key's owner by source (key_info and team_list at LiteLLM, file) and "
+            "result; backing_off and queue_full are exchanges for which LiteLLM was not asked.",
+            ("source", "result"),
+        )
         build = store.gauge(
             f"{PREFIX}build_info",
             "Always 1; the version of the sidecar and of its interpreter.",
             ("version", "python"),
         )
         build.child(__version__, platform.python_version()).add(1)
-        # Names that LiteLLM itself exports. There they count LiteLLM's own response cache.
-        compat_labels = ("model", "requested_model", "team_alias")
-        self.compat: tuple[Family[Value], ...] = ()
-        """LiteLLM's own names: cached tokens, hits, misses; empty where they are off."""
-        if compat:
-            self.compat = (
-                store.counter(
-                    "litellm_cached_tokens_metric",
-                    "Prompt tokens read from the provider prompt cache, counted by the sidecar.",
-                    compat_labels,
-                ),
-                store.counter(
-                    "litellm_cache_hits_metric",
-                    "Answers that read from the provider prompt cache, counted by the sidecar.",
-                    compat_labels,
-                ),
-                store.counter(
-                    "litellm_cache_misses_metric",
-                    "Answers that asked for the provider prompt cache, or wrote to it, and "
-                    "read nothing, counted by the sidecar.",
-                    compat_labels,
-                ),
-            )
+        self.upstream_info = store.gauge(
+            f"{PREFIX}upstream_info",
+            "1 for the LiteLLM version that answered last, as its x-litellm-version says; 0 for "
+            "those before it.",
+            ("version",),
+        )
+        self.compat_conflict = store.gauge(
+            f"{PREFIX}compat_conflict",
+            "1 where that LiteLLM exports the names of this choice of SIDECAR_COMPAT itself, so "
+            "that one of the two has to be dropped.",
+            ("names",),
+        )
+        self.compat = Compat(store, compat)
+        """LiteLLM's own names, as far as they are switched on."""
+
+
+class Costs:
+    """The families of money, and of where prices come from."""
+
+    def __init__(self, store: Store, labels: tuple[str, ...]) -> None:
+        self.cost: Family[Amount] = store.amount(
+            f"{PREFIX}cost_usd",
+            "Cost of 2xx answers in USD: the tokens of their usage, and web searches "
+            "(server_tool), at the prices of the first source that knows each rate.",
+            (*labels, "kind"),
+        )
+        self.savings = store.amount(
+            f"{PREFIX}cache_read_savings_usd",
+            "What tokens read from the prompt cache would have cost more as ordinary input, "
+            "in USD.",
+            labels,
+        )
+        self.premium = store.amount(
+            f"{PREFIX}cache_write_premium_usd",
+            "What tokens written to the prompt cache cost more than ordinary input, in USD, by "
+            "how long they are kept.",
+            (*labels, "ttl"),
+        )
+        self.unpriced = store.counter(
+            f"{PREFIX}unpriced_responses",
+            "2xx answers with usage that have no cost, because no source of prices knows the "
+            "model or a rate that is needed, by reason.",
+            ("model", "reason"),
+        )
+        self.refreshes = store.counter(
+            f"{PREFIX}price_refreshes",
+            "Readings of a source of prices by result; a failed one keeps the old prices.",
+            ("source", "result"),
+        )
+        self.refreshed_at = store.gauge(
+            f"{PREFIX}price_source_last_success_timestamp_seconds",
+            "When a source of prices was last read, in Unix time.",
+            ("source",),
+        )

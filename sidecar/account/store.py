@@ -24,7 +24,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-__all__ = ["Child", "Family", "Histogram", "Store", "Value"]
+__all__ = ["Amount", "Child", "Family", "Histogram", "Store", "Value"]
 
 
 class Child:
@@ -56,6 +56,21 @@ class Value(Child):
     def add(self, amount: float) -> None:
         """Raise the value. A counter's caller never passes a negative amount."""
         self.value += amount
+
+
+class Amount(Value):
+    """A sum of money in USD, kept as whole attodollars (10^-18): exact, however long it grows."""
+
+    __slots__ = ("atto",)
+
+    @property
+    def value(self) -> float:
+        """The sum in USD, rounded once."""
+        return self.atto / 10**18
+
+    @value.setter
+    def value(self, value: float) -> None:
+        self.atto = round(value * 10**18)
 
 
 class Histogram(Child):
@@ -130,7 +145,7 @@ class Store(Collector):
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.families: list[Family[Value] | Family[Histogram]] = []
+        self.families: list[Family[Value] | Family[Amount] | Family[Histogram]] = []
         self.births = 0
         """How many label sets there are, and the `born` of the youngest."""
 
@@ -142,6 +157,12 @@ class Store(Collector):
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Family[Value]:
         """Add a counter; `name` comes without its `_total`."""
         family = Family(self, name, documentation, "counter", labels, Value)
+        self.families.append(family)
+        return family
+
+    def amount(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Family[Amount]:
+        """Add a counter of money; `name` comes without its `_total`."""
+        family = Family(self, name, documentation, "counter", labels, Amount)
         self.families.append(family)
         return family
 
@@ -199,7 +220,7 @@ class Store(Collector):
 
 
 def _metric(
-    family: Family[Value] | Family[Histogram],
+    family: Family[Value] | Family[Amount] | Family[Histogram],
 ) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
     if family.kind == "counter":
         return CounterMetricFamily(family.name, family.documentation, labels=family.labels)

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from sidecar import __version__
+from sidecar.admin.guard import Access, Guard
 from sidecar.admin.readiness import Readiness
 
 __all__ = ["create_admin"]
@@ -44,7 +45,7 @@ _PAGE = f"""<!doctype html>
 """
 
 
-def create_admin(render: Render, readiness: Readiness) -> Starlette:
+def create_admin(render: Render, readiness: Readiness, access: Access) -> Guard:
     """Make the application on the admin port."""
 
     async def metrics(request: Request) -> Response:
@@ -72,7 +73,7 @@ def create_admin(render: Render, readiness: Readiness) -> Starlette:
         policy = {"content-security-policy": "default-src 'none'"}
         return HTMLResponse(_PAGE, headers=policy)
 
-    return Starlette(
+    admin = Starlette(
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
@@ -80,6 +81,7 @@ def create_admin(render: Render, readiness: Readiness) -> Starlette:
             Route("/", index),
         ]
     )
+    return Guard(admin, access)
 
 
 async def _paced(slices: Iterator[bytes]) -> AsyncIterator[bytes]:

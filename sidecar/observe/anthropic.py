@@ -11,11 +11,11 @@ earlier one, field by field; nothing is added and no maximum is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from sidecar.exchange import End, Observation, Status, Usage
+from sidecar.exchange import NO_TERMS, NO_USAGE, End, Observation, Status, Terms, Usage
 from sidecar.observe.members import MemberReader
 from sidecar.observe.sse import Event
 
@@ -41,11 +41,57 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "cache_creation_input_tokens": ("cacheWriteInputTokens", "cacheWriteInputTokenCount"),
 }
 _SPLIT = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-_INPUT_SIDE = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+
+
+class _PlainSplit(msgspec.Struct, gc=False):
+    ephemeral_5m_input_tokens: _Count | None = None
+    ephemeral_1h_input_tokens: _Count | None = None
+
+
+class _PlainTools(msgspec.Struct, gc=False):
+    web_search_requests: _Count | None = None
+
+
+class _PlainUsage(msgspec.Struct, gc=False):
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    cache_creation: _PlainSplit | None = None
+    server_tool_use: _PlainTools | None = None
+    service_tier: str | None = None
+    speed: str | None = None
+    inference_geo: str | None = None
+    # Bedrock's names, see `_ALIASES`.
+    read_tokens: _Count | None = msgspec.field(default=None, name="cacheReadInputTokens")
+    read_token_count: _Count | None = msgspec.field(default=None, name="cacheReadInputTokenCount")
+    write_tokens: _Count | None = msgspec.field(default=None, name="cacheWriteInputTokens")
+    write_token_count: _Count | None = msgspec.field(default=None, name="cacheWriteInputTokenCount")
+
+
+class _PlainMessage(msgspec.Struct, gc=False):
+    id: str | None = None
+    model: str | None = None
+    usage: _PlainUsage | None = None
+
+
+class _Plain(msgspec.Struct, gc=False):
+    """The members of a message, or of a stream event, that are looked at, where all of them are
+    what they should be: the decoder checks that, and no error is among them."""
+
+    type: str | None = None
+    id: str | None = None
+    model: str | None = None
+    message: _PlainMessage | None = None
+    usage: _PlainUsage | None = None
+    error: None = None
 
 
 class _Envelope(msgspec.Struct):
-    """The members of a message, or of a stream event, that are looked at."""
+    """The same members, whatever they are."""
 
     type: Any = None
     id: Any = None
@@ -55,7 +101,12 @@ class _Envelope(msgspec.Struct):
     error: Any = None
 
 
-_read_envelope = MemberReader(_Envelope).lenient
+_read_plain = MemberReader(_Plain).strict
+_read_any = MemberReader(_Envelope).lenient
+
+
+def _read_envelope(data: bytes) -> _Plain | _Envelope | None:
+    return _read_plain(data) or _read_any(data)
 
 
 def read_message(body: bytes, end: End) -> Observation:
@@ -85,14 +136,17 @@ class StreamReading:
         "_errors",
         "_faults",
         "_id",
-        "_merged",
         "_model",
         "_started",
         "_stopped",
+        "terms",
+        "usage",
     )
 
     def __init__(self) -> None:
-        self._merged: dict[str, int] = {}
+        self.usage = NO_USAGE
+        """What is known so far."""
+        self.terms = NO_TERMS
         self._faults: list[str] = []
         self._errors = 0
         self._started = False
@@ -105,12 +159,7 @@ class StreamReading:
     @property
     def reported(self) -> bool:
         """Whether any count was seen."""
-        return bool(self._merged)
-
-    @property
-    def usage(self) -> Usage:
-        """What is known so far."""
-        return Usage(**self._merged)
+        return self.usage is not NO_USAGE
 
     def take_event(self, event: Event) -> Sequence[str] | None:
         """Take the next event that held a needle.
@@ -163,7 +212,7 @@ class StreamReading:
             return ("usage",)
         return ()
 
-    def take_message(self, envelope: _Envelope) -> None:
+    def take_message(self, envelope: _Plain | _Envelope) -> None:
         """Take a whole message."""
         self._started = self._closed = self._stopped = True
         self._take_names(envelope.id, envelope.model)
@@ -182,21 +231,24 @@ class StreamReading:
         elif self._faults:
             status, fault = Status.INVALID, self._faults[0]
         elif self._errors:
-            status = Status.PARTIAL if self._merged else Status.ERROR
+            status = Status.PARTIAL if self.reported else Status.ERROR
             fault = "an error event"
-        elif self._stopped and self._merged and self._closed:
+        elif self._stopped and self.reported and self._closed:
             status = Status.COMPLETE
-        elif self._stopped and self._merged:
+        elif self._stopped and self.reported:
             # It may have been torn where this could not be seen.
             status, fault = Status.INVALID, "a message_stop without a message_delta"
-        elif not self._merged and (self._stopped or end is End.COMPLETE):
+        elif not self.reported and (self._stopped or end is End.COMPLETE):
             status, fault = Status.MISSING, "no usage was sent"
         else:
             status, fault = Status.PARTIAL, "the stream ended without a message_stop"
-        return Observation(status, self.usage, self._model, self._id, fault)
+        return Observation(status, self.usage, self._model, self._id, fault, self.terms)
 
     def _take_start(self, message: object) -> None:
-        if isinstance(message, dict):
+        if type(message) is _PlainMessage:
+            self._take_names(message.id, message.model)
+            self._take_usage(message.usage)
+        elif isinstance(message, dict):
             self._take_names(message.get("id"), message.get("model"))
             self._take_usage(message.get("usage"))
         elif message is not None:
@@ -210,11 +262,66 @@ class StreamReading:
 
     def _take_usage(self, usage: object) -> None:
         """Merge one usage object into what is known."""
-        if usage is None:
-            return
-        if not isinstance(usage, dict):
+        if type(usage) is _PlainUsage:
+            self._merge(self._plain_counts(usage))
+            tools = usage.server_tool_use
+            searches = None if tools is None else tools.web_search_requests
+            said = Terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
+            if said != NO_TERMS:
+                self._merge_terms(said)
+        elif isinstance(usage, dict):
+            self._merge(self._any_counts(usage))
+            self._merge_terms(self._any_terms(usage))
+        elif usage is not None:
             self._faults.append("usage is not an object")
+
+    def _merge(self, said: Usage) -> None:
+        """Have what is said now replace what was said before, where it is not null."""
+        if said == NO_USAGE:
             return
+        known = self.usage
+        if known is not NO_USAGE:
+            if not _has_input(said) and _has_input(known):
+                # Some back ends close with an all-zero usage: it does not undo what the start
+                # said.
+                said = said._replace(
+                    input_tokens=None,
+                    cache_read_input_tokens=None,
+                    cache_creation_input_tokens=None,
+                )
+            said = Usage(
+                *[old if new is None else new for new, old in zip(said, known, strict=True)]
+            )
+        self.usage = said
+
+    def _merge_terms(self, said: Terms) -> None:
+        known = self.terms
+        self.terms = Terms._make(
+            old if new is None else new for new, old in zip(said, known, strict=True)
+        )
+
+    def _plain_counts(self, usage: _PlainUsage) -> Usage:
+        """Read a usage all of whose counts are counts."""
+        read = usage.cache_read_input_tokens
+        if read is None:
+            read = usage.read_tokens
+            if read is None:
+                read = usage.read_token_count
+        written = usage.cache_creation_input_tokens
+        if written is None:
+            written = usage.write_tokens
+            if written is None:
+                written = usage.write_token_count
+        written_5m = written_1h = None
+        split = usage.cache_creation
+        if split is not None:
+            written_5m = split.ephemeral_5m_input_tokens
+            written_1h = split.ephemeral_1h_input_tokens
+            self._check_split(written, (written_5m or 0) + (written_1h or 0))
+        return Usage(usage.input_tokens, usage.output_tokens, read, written, written_5m, written_1h)
+
+    def _any_counts(self, usage: dict[str, object]) -> Usage:
+        """Read a usage, and what of its counts are counts."""
         counts: dict[str, int] = {}
         for field, aliases in _ALIASES.items():
             value = usage.get(field)
@@ -228,16 +335,18 @@ class StreamReading:
             self._take_split(counts, split)
         elif split is not None:
             self._faults.append("cache_creation is not an object")
-        merged = self._merged
-        if (
-            merged
-            and not any(counts.get(field) for field in _INPUT_SIDE)
-            and any(merged.get(field) for field in _INPUT_SIDE)
-        ):
-            # Some back ends close with an all-zero usage: it does not undo what the start said.
-            for field in _INPUT_SIDE:
-                counts.pop(field, None)
-        merged.update(counts)
+        return Usage(**counts)
+
+    def _any_terms(self, usage: dict[str, object]) -> Terms:
+        """Read what else decides the price, as far as it is what it should be."""
+        words = [usage.get(field) for field in ("service_tier", "speed", "inference_geo")]
+        counts: dict[str, int] = {}
+        tools = usage.get("server_tool_use")
+        searches = tools.get("web_search_requests") if isinstance(tools, dict) else None
+        if searches is not None:
+            self._take_count(counts, "web_search_requests", searches)
+        tier, speed, geo = [word if isinstance(word, str) else None for word in words]
+        return Terms(tier, speed, geo, counts.get("web_search_requests"))
 
     def _take_split(self, counts: dict[str, int], split: dict[str, object]) -> None:
         """Take what was written for each TTL."""
@@ -247,8 +356,10 @@ class StreamReading:
             if value is not None:
                 self._take_count(counts, field, value)
                 covered += counts.get(field, 0)
-        total = counts.get("cache_creation_input_tokens")
-        if total is not None and covered > total:
+        self._check_split(counts.get("cache_creation_input_tokens"), covered)
+
+    def _check_split(self, written: int | None, covered: int) -> None:
+        if written is not None and covered > written:
             self._faults.append("the split of the written tokens exceeds their total")
 
     def _take_count(self, counts: dict[str, int], field: str, value: object) -> None:
@@ -260,3 +371,9 @@ class StreamReading:
             counts[field] = value
         else:
             self._faults.append(f"{field} is not a count")
+
+
+def _has_input(usage: Usage) -> bool:
+    return bool(
+        usage.input_tokens or usage.cache_read_input_tokens or usage.cache_creation_input_tokens
+    )

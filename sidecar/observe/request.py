@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.exchange import RawHeaders, RequestFacts, header
+from sidecar.exchange import RawHeaders, RequestFacts, first_values
 from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import MemberReader
 
@@ -31,7 +31,7 @@ _MAX_TOP_BYTES = 1024 * 1024
 
 _CACHE_KEY = b'"cache_control"'
 # The value tells a real breakpoint from a tool parameter that happens to have this name.
-_CACHE_CONTROL = re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"')
+_CACHE_CONTROL = re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"[^{}]*')
 _OVERLAP = 128
 """Bytes of the chunk before in which a `cache_control` may begin."""
 
@@ -63,12 +63,13 @@ class BodyReader:
         self._facts: RequestFacts | None = None
         self._chunks: list[bytes] = []
         self._scanner: _Scanner | None = None
-        if codings_of(headers):
+        fields = first_values(headers)
+        if b"content-encoding" in fields and codings_of(headers):
             # LiteLLM decodes no request coding either: it answers 400.
             self._facts = RequestFacts()
             return
-        length = header(headers, b"content-length")
-        if length is None or not length.strip().isdigit() or int(length) > _WHOLE_BYTES:
+        length = fields.get(b"content-length", b"").strip()
+        if not length.isdigit() or int(length) > _WHOLE_BYTES:
             self._scanner = _Scanner()
 
     def feed(self, chunk: bytes) -> None:
@@ -94,7 +95,7 @@ class BodyReader:
             self._chunks.clear()
             request = _members.strict(body)
             if request is not None:
-                self._facts = _facts(request, _asks_for_caching(body))
+                self._facts = _facts(request, *_asks_for_caching(body))
                 return
             # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
             self._scanner = _Scanner()
@@ -114,7 +115,16 @@ class _Scanner:
     `_depth` is 0 before the body's own brace and after it, 1 within it.
     """
 
-    __slots__ = ("_asked", "_depth", "_escaped", "_in_string", "_overflow", "_tail", "_top")
+    __slots__ = (
+        "_asked",
+        "_depth",
+        "_escaped",
+        "_hour",
+        "_in_string",
+        "_overflow",
+        "_tail",
+        "_top",
+    )
 
     def __init__(self) -> None:
         self._depth = 0
@@ -123,12 +133,13 @@ class _Scanner:
         self._top = bytearray()
         self._overflow = False
         self._tail = b""
-        self._asked = False
+        self._asked = self._hour = False
 
     def feed(self, chunk: bytes) -> None:
-        if not self._asked:
+        if not self._hour:
             window = self._tail + chunk
-            self._asked = _asks_for_caching(window)
+            asked, self._hour = _asks_for_caching(window)
+            self._asked = self._asked or asked
             self._tail = window[-_OVERLAP:]
         at = 0
         if self._in_string:
@@ -164,7 +175,7 @@ class _Scanner:
         if self._overflow or self._depth or self._in_string:
             return RequestFacts()
         request = _members.lenient(bytes(self._top))
-        return RequestFacts() if request is None else _facts(request, self._asked)
+        return RequestFacts() if request is None else _facts(request, self._asked, self._hour)
 
     def _rest_of_string(self, chunk: bytes) -> int:
         """Return where in the chunk the open string ends; the chunk's length if it does not."""
@@ -188,19 +199,25 @@ class _Scanner:
             self._top.clear()
 
 
-def _asks_for_caching(text: bytes) -> bool:
+def _asks_for_caching(text: bytes) -> tuple[bool, bool]:
+    """Say whether caching is asked for, and whether for an hour."""
     # To find a constant is ten times as quick as to search for a pattern.
+    asked = False
     at = text.find(_CACHE_KEY)
     while at >= 0:
-        if _CACHE_CONTROL.match(text, at):
-            return True
+        found = _CACHE_CONTROL.match(text, at)
+        if found is not None:
+            asked = True
+            if b'"1h"' in found[0]:
+                return True, True
         at = text.find(_CACHE_KEY, at + 1)
-    return False
+    return asked, False
 
 
-def _facts(request: _Request, asked: bool) -> RequestFacts:
+def _facts(request: _Request, asked: bool, hour: bool) -> RequestFacts:
     return RequestFacts(
-        model=request.model if isinstance(request.model, str) else None,
-        stream=request.stream if isinstance(request.stream, bool) else None,
-        caching_asked=asked,
+        request.model if isinstance(request.model, str) else None,
+        request.stream if isinstance(request.stream, bool) else None,
+        asked,
+        hour,
     )

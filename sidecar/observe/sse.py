@@ -17,7 +17,7 @@ stream, such as how it ended, is looked for there alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["MAX_EVENT_BYTES", "TAIL_BYTES", "Event", "EventFinder"]
 
@@ -34,8 +34,7 @@ _LF = 0x0A
 _MAX_PENDING = MAX_EVENT_BYTES + len(_BOM) + len(b"\n\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event of the stream that held a needle."""
 
     name: bytes
@@ -96,19 +95,13 @@ class EventFinder:
                 if needle in chunk:
                     break
             else:
-                self._tail.append(chunk)
-                self._tail_bytes += len(chunk)
-                if self._tail_bytes > 2 * TAIL_BYTES:
-                    self._trim_tail()
+                self._keep_tail(chunk)
                 return ()
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_line_feeds(chunk)
         if not chunk:
             return ()
-        self._tail.append(chunk)
-        self._tail_bytes += len(chunk)
-        if self._tail_bytes > 2 * TAIL_BYTES:
-            self._trim_tail()
+        self._keep_tail(chunk)
         found = self._take(chunk)
         self._between = not (self._pending or self._at_start or self._after_cr)
         return found
@@ -132,9 +125,16 @@ class EventFinder:
             self._hold(chunk[end:] if end else chunk)
         return found
 
-    def _trim_tail(self) -> None:
-        self._tail[:] = [self._last_bytes()]
-        self._tail_bytes = TAIL_BYTES
+    def _keep_tail(self, chunk: bytes) -> None:
+        if len(chunk) >= TAIL_BYTES:
+            self._tail[:] = [chunk[-TAIL_BYTES:]]
+            self._tail_bytes = TAIL_BYTES
+            return
+        self._tail.append(chunk)
+        self._tail_bytes += len(chunk)
+        if self._tail_bytes > 2 * TAIL_BYTES:
+            self._tail[:] = [self._last_bytes()]
+            self._tail_bytes = TAIL_BYTES
 
     def finish(self) -> Sequence[Event]:
         """Return the events of interest of the stream's end, and what stands after the last
@@ -208,8 +208,7 @@ class EventFinder:
     def _cut(self, chunk: bytes, start: int, end: int, needles: Sequence[bytes]) -> Iterator[bytes]:
         """Yield those of the whole events of `chunk[start:end]` that hold a needle."""
         hits = [chunk.find(needle, start, end) for needle in needles]
-        while hits and max(hits) >= 0:
-            hit = min(hit for hit in hits if hit >= 0)
+        while (hit := min((hit for hit in hits if hit >= 0), default=-1)) >= 0:
             first = chunk.rfind(b"\n\n", start, hit)
             last = chunk.find(b"\n\n", hit)
             yield chunk[start if first < 0 else first : last].strip(b"\n")
@@ -224,13 +223,20 @@ class EventFinder:
         if self._at_start:
             event = event.removeprefix(_BOM)
         if len(event) > MAX_EVENT_BYTES:
-            self.oversized = True
+            self.oversized |= _holds(event, self._needles)
+            return
+        first, _, rest = event.partition(b"\n")
+        if first.startswith(b"event: ") and rest.startswith(b"data: ") and b"\n" not in rest:
+            found.append(Event(first[7:], rest[6:], terminated))  # as nearly all are
             return
         name = b""
         data: list[bytes] = []
         stray = hidden = False
-        for line in event.split(b"\n"):
-            field, colon, value = line.partition(b":")
+        lines = event.split(b"\n")
+        if not terminated and b":" not in lines[-1]:
+            lines.pop()  # the stream was cut within the name of a field
+        for line in lines:
+            field, _, value = line.partition(b":")
             if field == b"data":
                 data.append(value.removeprefix(b" "))
             elif field == b"event":
@@ -238,8 +244,7 @@ class EventFinder:
             elif not field:
                 hidden = hidden or _holds(value, self._needles)
             elif field not in (b"id", b"retry"):
-                # The last line of a stream that was cut may be any field's beginning.
-                stray = stray or terminated or bool(colon)
+                stray = True
         # What only data say, in a comment and without data, is the rest of a frame.
         stray = stray or (hidden and not data)
         found.append(Event(name, b"\n".join(data), terminated, stray))

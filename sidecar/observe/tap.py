@@ -12,7 +12,7 @@ methods do not raise for any input; the caller contains what a bug may raise all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from sidecar.exchange import (
@@ -24,6 +24,7 @@ from sidecar.exchange import (
     RequestFacts,
     Status,
     Tap,
+    first_values,
     header,
 )
 from sidecar.observe import anthropic
@@ -108,9 +109,10 @@ class _StreamReader:
 
     def feed(self, chunk: bytes) -> None:
         if not self.first_token_seen:
-            window = self._tail + chunk
-            self.first_token_seen = _FIRST_TOKEN in window
-            self._tail = window[1 - len(_FIRST_TOKEN) :]
+            border = self._tail + chunk[: len(_FIRST_TOKEN)]
+            self.first_token_seen = _FIRST_TOKEN in chunk or _FIRST_TOKEN in border
+            whole = chunk if len(chunk) >= len(_FIRST_TOKEN) else border
+            self._tail = whole[1 - len(_FIRST_TOKEN) :]
         for event in self._finder.feed(chunk):
             self._reading.take_event(event)
 
@@ -154,7 +156,7 @@ class _Decoded:
         seen = self._reader.finish(End.UPSTREAM_CUT)
         oversized = isinstance(self._error, ExpansionError)
         status = Status.OVERSIZED if oversized else Status.INVALID
-        return replace(seen, status=status, fault=f"content-encoding: {self._error}")
+        return seen._replace(status=status, fault=f"content-encoding: {self._error}")
 
 
 class _Nothing:
@@ -170,13 +172,18 @@ class _Nothing:
 
     def finish(self, end: End) -> Observation:
         if self._observation.status is Status.MISSING and end is not End.COMPLETE:
-            return replace(self._observation, status=Status.PARTIAL)
+            return self._observation._replace(status=Status.PARTIAL)
         return self._observation
 
 
 def media_type(headers: RawHeaders) -> bytes:
     """Return the content type in lower case, without its parameters; empty where there is none."""
-    return (header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    return _media_type(header(headers, b"content-type") or b"")
+
+
+@lru_cache(maxsize=64)
+def _media_type(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
 
 
 def is_json(content_type: bytes) -> bool:
@@ -192,12 +199,13 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     """
     if not 200 <= status_code < 300:
         return _Nothing(Status.ERROR, f"status {status_code}")
-    content_type = media_type(headers)
+    fields = first_values(headers)
+    content_type = _media_type(fields.get(b"content-type", b""))
     reader: Tap
     if content_type == STREAM_TYPE:
         reader = _StreamReader(_DIALECTS[dialect])
     elif is_json(content_type):
-        length = header(headers, b"content-length") or b""
+        length = fields.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_JSON_BYTES:
             # It would be given up in the end: not even its beginning is kept.
             return _Nothing(Status.OVERSIZED, "the body is larger than the bound")
@@ -205,8 +213,9 @@ def tap_for(dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
     else:
         shown = content_type.decode("latin-1")[:64] or "absent"
         return _Nothing(Status.MISSING, f"the content type is {shown}")
-    codings = codings_of(headers)
-    return _Decoded(codings, reader) if codings else reader
+    if b"content-encoding" in fields and (codings := codings_of(headers)):
+        return _Decoded(codings, reader)
+    return reader
 
 
 def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:

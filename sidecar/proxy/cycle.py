@@ -39,8 +39,18 @@ class Downstream(Protocol):
     def take_body(self) -> tuple[bytes, bool]:
         """Return what has come of the request's body, and whether more is to come."""
 
+    def begin(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Begin the response. Its head goes out with the first piece of the body."""
+
     def write(self, data: bytes, last: bool) -> None:
         """Send a piece of the response's body without waiting for the client to take it."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the client has to take something first; `drain` waits for that."""
+
+    async def drain(self) -> None:
+        """Wait until the client has taken more, or has left."""
 
 
 def downstream_of(scope: Scope) -> Downstream:
@@ -186,18 +196,29 @@ class Cycle:
         The head waits for the first piece of the body, which may be empty, as ASGI has it: so
         both go out in one segment where both are there.
         """
-        flow = self._edge.flow
-        if flow.write_paused and not self.disconnected:
-            await flow.drain()
+        if self.behind:
+            await self.drain()
         if message["type"] == "http.response.start":
-            self._start(message["status"], message["headers"])
+            self.begin(message["status"], message["headers"])
         else:
             self.write(message.get("body", b""), not message.get("more_body", False))
 
-    def _start(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
+    @property
+    def behind(self) -> bool:
+        """Whether the client has to take something first; `drain` waits for that."""
+        return self._edge.flow.write_paused and not self.disconnected
+
+    async def drain(self) -> None:
+        """Wait until the client has taken more, or has left."""
+        await self._edge.flow.drain()
+
+    def begin(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Begin the response. Its head goes out with the first piece of the body."""
         self.response_started = True
         if self._waits_for_100:
             # Whether what comes next is the body or a request, nobody could tell.
+            self.keep_alive = False
+        if self._edge.listener.announcing:
             self.keep_alive = False
         if status_code not in (204, 304) and self._scope["method"] != "HEAD":
             for name, value in headers:

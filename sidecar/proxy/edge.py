@@ -23,8 +23,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -37,7 +38,7 @@ from sidecar.proxy.cycle import Cycle, Downstream, downstream_of
 from sidecar.proxy.head import HEAD_END, RefusedError, Request, may_become_a_head, parse_head
 from sidecar.proxy.refusal import REFUSALS
 
-__all__ = ["Downstream", "Edge", "Limits", "Patrol", "downstream_of"]
+__all__ = ["Downstream", "Edge", "Limits", "Listener", "Patrol", "downstream_of"]
 
 _MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 """How much of a request is read and dropped after its answer, so that the client, which still
@@ -45,6 +46,9 @@ sends, gets to read it: twice the longest request that Anthropic takes."""
 _LINGER_S = 2.0
 """How long a connection that ends early is read from, so that the client's kernel does not
 throw away the answer with the rest (RFC 9112 section 9.6)."""
+_QUIET_S = 1.0
+"""How long nothing happens on a connection that is closed because the server stops: a request
+that its client sends meanwhile is then still served."""
 _TICK_S = 1.0
 
 # With this, closing the socket resets the connection instead of ending it.
@@ -66,12 +70,42 @@ class Limits:
     keep_alive_timeout_s: float = 75.0
 
 
+class Listener:
+    """What the connections of one server have in common.
+
+    Args:
+        limits: what a client may take.
+        refused: told the reason each time that a connection is ended here.
+        admits: whether a connection may have the file descriptor of this number.
+        max_turned_away: how many connections beyond the limit are held until their clients
+            have read why; more are closed without a word.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        refused: Callable[[RefusalReason], None],
+        *,
+        admits: Callable[[int], bool] = lambda _: True,
+        max_turned_away: int = 128,
+    ) -> None:
+        self.limits = limits
+        self.refused = refused
+        self.admits = admits
+        self.max_turned_away = max_turned_away
+        self.turned_away: set[Edge] = set()
+        """Connections beyond the limit. They do not count among the server's."""
+        self.announcing = False
+        """Whether each answer says that its connection closes behind it."""
+        self.closing = False
+        """Whether connections close as soon as nothing happens on them."""
+
+
 class Edge(HttpToolsProtocol):
     """One connection of a client.
 
     Args:
-        limits: what the client may take.
-        refused: told the reason each time that a connection is ended here.
+        listener: what it has in common with the others.
     """
 
     cycle: Cycle | None  # type: ignore[assignment]
@@ -84,13 +118,12 @@ class Edge(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        limits: Limits,
-        refused: Callable[[RefusalReason], None],
+        listener: Listener,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.parser = None  # type: ignore[assignment]  # each request has its own
-        self._limits = limits
-        self._refused = refused
+        self.listener = listener
+        self._limits = listener.limits
         self._head = bytearray()
         self._left = 0
         """Bytes to come of a body with a length."""
@@ -113,11 +146,11 @@ class Edge(HttpToolsProtocol):
         super().connection_made(transport)
         self._since = self.loop.time()
         limit = self._limits.max_connections
-        if limit is not None and len(self.connections) > limit:
-            # It does not count among the connections, and so the patrol does not see it.
-            self.connections.discard(self)
-            self.loop.call_later(_LINGER_S, transport.abort)
-            self._refuse(RefusalReason.TOO_MANY_CONNECTIONS)
+        number = transport.get_extra_info("socket").fileno()
+        if not self.listener.admits(number) or (
+            limit is not None and len(self.connections) > limit
+        ):
+            self._turn_away()
 
     def data_received(self, data: bytes) -> None:
         while data and not self._deaf:
@@ -137,6 +170,7 @@ class Edge(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
+        self.listener.turned_away.discard(self)
         self.flow.resume_writing()
         if self.cycle is not None:
             self.cycle.leave()
@@ -148,11 +182,9 @@ class Edge(HttpToolsProtocol):
             self.cycle.on_resumed()
 
     def shutdown(self) -> None:
-        """End the connection after the answer that is running, if any."""
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-        else:
-            self.close()
+        """End the connection if nothing happens on it, as the patrol will later: the listener
+        is closing."""
+        self.check(self.loop.time())
 
     # Receiving
 
@@ -298,10 +330,14 @@ class Edge(HttpToolsProtocol):
                 self.data_received(early)
 
     def close(self) -> None:
-        """Close, after what was written is sent; linger if the client may still be sending."""
+        """Close, after what was written is sent; linger if the client may still be sending.
+
+        One that is not told so beforehand may send a request just then. It shall find the
+        connection closed, and not broken: that it may take for a failure of its request.
+        """
         if self._lingering or self.transport.is_closing():
             return
-        if self._deaf or self._body_to_come:
+        if self._deaf or self._body_to_come or self.listener.closing:
             self._linger()
             self.transport.write_eof()
         else:
@@ -339,9 +375,21 @@ class Edge(HttpToolsProtocol):
         connection: socket.socket = self.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
 
+    def _turn_away(self) -> None:
+        """End a connection for which there is no room."""
+        turned_away = self.listener.turned_away
+        self.connections.discard(self)
+        if len(turned_away) < self.listener.max_turned_away:
+            turned_away.add(self)
+            self._refuse(RefusalReason.TOO_MANY_CONNECTIONS)
+        else:
+            self.listener.refused(RefusalReason.TOO_MANY_CONNECTIONS)
+            self._deaf = True
+            self.transport.abort()
+
     def _refuse(self, reason: RefusalReason) -> None:
         """End the connection, with an answer if that can still be understood."""
-        self._refused(reason)
+        self.listener.refused(reason)
         self._early = b""
         self._head.clear()
         # The body is that of a request whose answer is out.
@@ -358,8 +406,6 @@ class Edge(HttpToolsProtocol):
             refusal = REFUSALS[reason]
             body = refusal.body()
             headers = [*refusal.headers(body), (b"connection", b"close")]
-            if reason is RefusalReason.TOO_MANY_CONNECTIONS:
-                headers.append((b"retry-after", b"1"))
             lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
             self.transport.write(STATUS_LINE[refusal.status_code] + lines + b"\r\n" + body)
         self.close()
@@ -376,7 +422,7 @@ class Edge(HttpToolsProtocol):
         if unsent != self._unsent or not unsent:
             self._unsent, self._stuck_since = unsent, now
         elif _over(now - self._stuck_since, limits.stall_timeout_s):
-            self._refused(RefusalReason.SLOW_READER)
+            self.listener.refused(RefusalReason.SLOW_READER)
             # Nor shall the kernel keep what is left for it.
             self._reset_at_close()
             self.abort()
@@ -392,6 +438,9 @@ class Edge(HttpToolsProtocol):
             self._since = now  # it is not the client that is slow
             if self._has_left():
                 self.abort()
+        elif self.listener.closing and self.cycle is None:
+            if waited > _QUIET_S:
+                self.close()
         elif self._body_to_come:
             if _over(waited, limits.stall_timeout_s):
                 self._refuse(RefusalReason.SLOW_BODY)
@@ -423,10 +472,10 @@ class Patrol:
     """Looks after all connections of one server, once a second.
 
     Args:
-        connections: the server's own set.
+        connections: the sets of them.
     """
 
-    def __init__(self, connections: Collection[object]) -> None:
+    def __init__(self, *connections: Iterable[object]) -> None:
         self._connections = connections
 
     async def run(self) -> None:
@@ -435,7 +484,7 @@ class Patrol:
         while True:
             await asyncio.sleep(_TICK_S)
             now = loop.time()
-            for connection in list(self._connections):
+            for connection in list(chain(*self._connections)):
                 if isinstance(connection, Edge):
                     # In a callback of its own, a fault of one ends no more than that.
                     loop.call_soon(connection.check, now)

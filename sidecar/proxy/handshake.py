@@ -20,6 +20,7 @@ __all__ = ["Answer", "Request", "head"]
 _MAX_HEAD_BYTES = 64 * 1024
 """Longest head of an answer, interim ones included. h11 takes 16 KiB, hyper 400."""
 _AUTHORITY = re.compile(rb"\A[a-z][a-z0-9+.-]*://[^/?#]*", re.IGNORECASE)
+_REASON = re.compile(rb"[\t -~\x80-\xff]*")
 _NO_BODY = frozenset({101, 204, 304})  # RFC 9110 section 6.4.1
 
 
@@ -145,9 +146,14 @@ class Answer:
             raise ValueError("a transfer coding other than chunked")
         if status_code == 101 and (version == "1.0" or not _upgrades(self.headers)):
             raise ValueError("a switch to something else")
+        framed = codings or _values(self.headers, b"content-length")
+        if status_code < 200 and framed:
+            # It has no body (RFC 9112 section 6.3), but the parser would read one.
+            raise ValueError("an interim answer with a body")
+        if not _REASON.fullmatch(self.reason):
+            raise ValueError("a reason that cannot be passed on")
         if status_code == 101 or status_code >= 200:
             self.status_code = status_code
-            framed = codings or _values(self.headers, b"content-length")
             self._until_eof = self.has_body and not framed
 
     def on_body(self, body: bytes) -> None:

@@ -28,7 +28,8 @@ _MAX_HEADERS = 4096
 _BEGINNING = re.compile(rb"[A-Z-]{1,24}(?: |\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _VERSION = re.compile(rb"HTTP/\d(?:\.\d)?")
-_UPGRADE_LINE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+# A value with other characters is left to the parser, which refuses it.
+_UPGRADE_LINE = re.compile(rb"\r\nupgrade:[\t -~\x80-\xff]*(?=\r\n)", re.IGNORECASE)
 _ABSOLUTE_FORM = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]+")
 
 

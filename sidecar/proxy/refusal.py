@@ -17,21 +17,28 @@ __all__ = ["REFUSALS", "Refusal", "refusal_of"]
 _TIMEOUTS = frozenset(
     {
         UpstreamFault.CONNECT_TIMEOUT,
+        UpstreamFault.SEND_TIMEOUT,
         UpstreamFault.FIRST_BYTE_TIMEOUT,
     }
 )
 _MESSAGES = {
+    UpstreamFault.NO_FILE_DESCRIPTORS: "The sidecar has too many connections.",
     UpstreamFault.CONNECT_FAILED: "LiteLLM could not be reached.",
     UpstreamFault.CONNECT_TIMEOUT: "LiteLLM could not be reached in time.",
     UpstreamFault.STALE_CONNECTION: "LiteLLM closed the connection before it answered.",
     UpstreamFault.CONNECTION_LOST: "The connection to LiteLLM broke before it answered.",
+    UpstreamFault.SEND_TIMEOUT: "LiteLLM stopped taking the request.",
     UpstreamFault.MALFORMED_REQUEST: "The request cannot be passed on as it is.",
     UpstreamFault.MALFORMED_RESPONSE: "LiteLLM's answer was not valid HTTP.",
     UpstreamFault.FIRST_BYTE_TIMEOUT: "LiteLLM did not answer in time.",
 }
 # The types that each API's clients map to exceptions of their own:
 # docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes.
-_ANTHROPIC_TYPES = {400: "invalid_request_error", 413: "request_too_large"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
 _OPENAI_TYPES = {400: "invalid_request_error", 413: "invalid_request_error"}
 
 
@@ -65,17 +72,22 @@ class Refusal:
 
     def headers(self, body: bytes) -> list[tuple[bytes, bytes]]:
         """Make the headers that go with the body."""
-        return [
+        headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"x-sidecar-error", self.reason.encode()),
         ]
+        if self.status_code == 503:
+            headers.append((b"retry-after", b"1"))
+        return headers
 
 
 def refusal_of(fault: UpstreamFault) -> Refusal:
     """Say that the upstream gave no response."""
     if fault is UpstreamFault.MALFORMED_REQUEST:
         status_code = 400
+    elif fault is UpstreamFault.NO_FILE_DESCRIPTORS:
+        status_code = 503
     else:
         status_code = 504 if fault in _TIMEOUTS else 502
     message = _MESSAGES.get(fault, "LiteLLM's answer broke off.")
@@ -97,6 +109,8 @@ REFUSALS = {
         (408, RefusalReason.SLOW_HEAD, "The request's head did not come in time."),
         (408, RefusalReason.SLOW_BODY, "The request's body stopped coming."),
         (503, RefusalReason.TOO_MANY_CONNECTIONS, "The sidecar has too many connections."),
+        (503, RefusalReason.TOO_MANY_REQUESTS, "The sidecar has too many requests under way."),
+        (413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."),
     )
 }
 """What a client is told at its own end of the wire, before anything is relayed."""

@@ -19,9 +19,12 @@ The contract:
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
 import socket
 import ssl
+import sys
+import termios
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -47,6 +50,8 @@ _MAX_HEAD_BYTES = 256 * 1024
 takes 4 or 8 KiB for a head, h11 (as httpx's client) 100 KiB."""
 _HIGH_WATER_BYTES = 64 * 1024
 """How much of a body is held for a reader that does not come, before the socket is paused."""
+_TICK_S = 1.0
+"""How often it is looked whether the upstream takes what it is sent."""
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})  # RFC 9110 9.2.2
 _DEAD = frozenset({UpstreamFault.STALE_CONNECTION, UpstreamFault.CONNECTION_LOST})
 
@@ -58,6 +63,8 @@ class Timeouts:
     """Time-outs of one exchange, in seconds; None for none."""
 
     connect_s: float | None = None
+    send_s: float | None = None
+    """While the upstream takes nothing of a request that it has not answered."""
     first_byte_s: float | None = None
     """From the end of the request to the response's head."""
     idle_s: float | None = None
@@ -98,6 +105,7 @@ class UpstreamResponse:
         "_parser",
         "_paused",
         "_pieces",
+        "_send_timer",
         "_sent",
         "_sink",
         "_surplus",
@@ -140,6 +148,7 @@ class UpstreamResponse:
         self._upload: asyncio.Task[None] | None = None
         self._sent = False
         self._timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
         self._last_at = 0.0
 
     # For the caller
@@ -245,6 +254,12 @@ class UpstreamResponse:
                 self._timeouts.first_byte_s, self._fault, UpstreamFault.FIRST_BYTE_TIMEOUT
             )
 
+    def watch_sending(self) -> None:
+        """Begin to look from time to time whether the upstream takes what was written."""
+        limit = self._timeouts.send_s
+        if limit is not None and self._send_timer is None and not self.status_code:
+            self._check_sending(limit, min(limit, _TICK_S), -1, self._loop.time())
+
     async def upload(self, body: RequestBody, *, chunked: bool) -> None:
         """Write the rest of a request while its response may already come.
 
@@ -258,11 +273,13 @@ class UpstreamResponse:
                     return
                 connection.write(_framed(piece) if chunked else piece)
                 if connection.write_paused:
+                    self.watch_sending()
                     await connection.drain()
             if chunked:
                 if connection.hung_up():
                     return
                 connection.write(b"0\r\n\r\n")
+            self.watch_sending()
             self.sent()
         except Exception as exc:  # the body's own: it belongs to whoever waits for the response
             self.fail(exc)
@@ -372,9 +389,27 @@ class UpstreamResponse:
         """Stop what runs beside the response."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
         if self._upload is not None and not self._upload.done():
             self._upload.cancel()
         del self._parser  # it and this object hold each other
+
+    def _check_sending(self, limit: float, tick: float, before: int, since: float) -> None:
+        self._send_timer = None
+        unsent = self._connection.unsent
+        # One that has answered may leave the rest of the request where it is.
+        if not unsent or self.status_code or self.ended or self._error is not None:
+            return
+        now = self._loop.time()
+        if unsent != before:
+            since = now
+        if now - since >= limit:
+            self._fault(UpstreamFault.SEND_TIMEOUT)
+        else:
+            self._send_timer = self._loop.call_later(
+                tick, self._check_sending, limit, tick, unsent, since
+            )
 
     def _watch_idle(self, idle_s: float) -> None:
         """Check from time to time whether the body still comes."""
@@ -413,11 +448,14 @@ class UpstreamResponse:
             sum(len(name) + len(value) for name, value in headers) > _MAX_HEAD_BYTES
         ):
             raise _MalformedError
+        names = [name for name, _ in headers]
         if status_code < 200:
+            # It has no body (RFC 9112 section 6.3), but the parser would read one.
+            if b"content-length" in names or b"transfer-encoding" in names:
+                raise _MalformedError
             self._interim = True
             headers.clear()
             return
-        names = [name for name, _ in headers]
         coded = b"transfer-encoding" in names
         if coded:
             # The parser takes other codings for bodies that end with the connection, or
@@ -480,6 +518,18 @@ class _Connection(asyncio.Protocol):
     def begin(self, response: UpstreamResponse) -> None:
         """Begin an exchange, whose response takes what comes from now on."""
         self._response = response
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes that were written the other side has not taken.
+
+        Those that wait in the kernel are among them: over TLS uvloop shows no others.
+        """
+        if self._transport is None:
+            return 0
+        connection: socket.socket = self._transport.get_extra_info("socket")
+        queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self._transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     @property
     def flushed(self) -> bool:
@@ -649,10 +699,20 @@ class Transport(httpx.AsyncBaseTransport):
         url: `http://HOST:PORT`, `https://HOST:PORT` or `unix:/PATH`.
         timeouts: applied to each exchange.
         tls: how an https upstream is checked; the system's certificates if not given.
+        has_room: whether there is a file descriptor for the last of so many new connections.
     """
 
-    def __init__(self, url: str, timeouts: Timeouts, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeouts: Timeouts,
+        *,
+        tls: ssl.SSLContext | None = None,
+        has_room: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self._timeouts = timeouts
+        self._has_room = has_room
+        self._dialling = 0
         self._pool = _Pool()
         self._path: str | None = None
         self._tls: ssl.SSLContext | None = None
@@ -697,7 +757,7 @@ class Transport(httpx.AsyncBaseTransport):
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("latin-1"), target, b"".join(lines))
         if not head.count(b"\r") == head.count(b"\n") == len(headers) + 2:
             raise UpstreamError(UpstreamFault.MALFORMED_REQUEST, "a line break in the head")
-        chunked = body is not None and any(name == b"transfer-encoding" for name, _ in headers)
+        chunked = body is not None and b"transfer-encoding" in [name for name, _ in headers]
         connection = self._pool.take(asyncio.get_running_loop().time())
         if connection is None:
             connection = await self._connect()
@@ -717,6 +777,10 @@ class Transport(httpx.AsyncBaseTransport):
         Raises:
             UpstreamError: there is no connection to be had.
         """
+        # Those that are being made may not have theirs yet.
+        if not self._has_room(self._dialling + 1):
+            raise UpstreamError(UpstreamFault.NO_FILE_DESCRIPTORS)
+        self._dialling += 1
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
                 if self._path is None:
@@ -727,6 +791,8 @@ class Transport(httpx.AsyncBaseTransport):
             raise UpstreamError(UpstreamFault.CONNECT_TIMEOUT) from None
         except OSError as exc:
             raise UpstreamError(UpstreamFault.CONNECT_FAILED, str(exc)) from None
+        finally:
+            self._dialling -= 1
 
     async def _dial_host(self, factory: Callable[[], P]) -> P:
         # uvloop's create_connection could resolve the name, but when it is cancelled meanwhile,
@@ -828,6 +894,8 @@ class Transport(httpx.AsyncBaseTransport):
                 assert body is not None
                 response.start_upload(body, chunked=chunked)
             else:
+                if not connection.flushed:
+                    response.watch_sending()
                 response.sent()
             await response.head()
         except BaseException:
@@ -883,6 +951,7 @@ class _ResponseStream(httpx.AsyncByteStream):
 _HTTPX_ERRORS: dict[UpstreamFault, type[httpx.TransportError]] = {
     UpstreamFault.CONNECT_FAILED: httpx.ConnectError,
     UpstreamFault.CONNECT_TIMEOUT: httpx.ConnectTimeout,
+    UpstreamFault.SEND_TIMEOUT: httpx.WriteTimeout,
     UpstreamFault.FIRST_BYTE_TIMEOUT: httpx.ReadTimeout,
     UpstreamFault.IDLE_TIMEOUT: httpx.ReadTimeout,
     UpstreamFault.CONNECTION_LOST: httpx.ReadError,

@@ -28,10 +28,19 @@ from uvicorn.protocols.utils import get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from sidecar.errors import UpstreamError
-from sidecar.exchange import Accounts, End, Exchange, RequestFacts, UpstreamFault, header
+from sidecar.exchange import (
+    Accounts,
+    End,
+    Exchange,
+    RefusalReason,
+    RequestFacts,
+    UpstreamFault,
+    header,
+)
+from sidecar.proxy.capacity import Capacity
 from sidecar.proxy.handshake import Answer, Request, head
 from sidecar.proxy.headers import ForwardedRule, request_headers, response_headers
-from sidecar.proxy.refusal import Refusal, refusal_of
+from sidecar.proxy.refusal import REFUSALS, Refusal, refusal_of
 from sidecar.proxy.routes import classify
 
 __all__ = ["Dialler", "tunnel_protocol"]
@@ -62,6 +71,7 @@ class _Shared:
     accounts: Accounts
     forwarded: ForwardedRule
     first_byte_timeout_s: float | None
+    capacity: Capacity
 
 
 def tunnel_protocol(
@@ -70,6 +80,7 @@ def tunnel_protocol(
     forwarded: ForwardedRule,
     *,
     first_byte_timeout_s: float | None = None,
+    capacity: Capacity | None = None,
 ) -> type[asyncio.Protocol]:
     """Make the class for uvicorn's `Config(ws=…)`.
 
@@ -78,8 +89,9 @@ def tunnel_protocol(
         accounts: takes each of them at its end.
         forwarded: who may say for whom a request is.
         first_byte_timeout_s: from the request to the head of its answer; None for no limit.
+        capacity: what is under way; handshakes past its limit get 503.
     """
-    shared = _Shared(upstream, accounts, forwarded, first_byte_timeout_s)
+    shared = _Shared(upstream, accounts, forwarded, first_byte_timeout_s, capacity or Capacity())
 
     class Tunnel(_Tunnel):
         def __init__(
@@ -268,6 +280,7 @@ class _Tunnel(_End):
         path = request.target.partition(b"?")[0].decode("latin-1")
         self._info = classify(request.method, unquote(path))
         self._shared.accounts.begin(self._info.route)
+        self._shared.capacity.taken += 1
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._state.tasks.add(self._task)
         # A task that is cancelled before it begins runs no `finally` of its own.
@@ -275,10 +288,13 @@ class _Tunnel(_End):
 
     async def _run(self) -> None:
         try:
-            if self._request.refusal is None:
-                await self._shake_hands()
-            else:
+            if self._request.refusal is not None:
                 self._refuse(self._request.refusal)
+            elif self._shared.capacity.exceeded:
+                self._shared.accounts.refuse(RefusalReason.TOO_MANY_REQUESTS)
+                self._refuse(REFUSALS[RefusalReason.TOO_MANY_REQUESTS])
+            else:
+                await self._shake_hands()
             await self._last()
         except asyncio.CancelledError:
             if not self._client_left:
@@ -440,6 +456,7 @@ class _Tunnel(_End):
         if self._accounted:
             return
         self._accounted = True
+        self._shared.capacity.taken -= 1
         exchange = Exchange(
             route=self._info.route,
             method=self._request.method,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sidecar.account.identity import TeamFile, key_hash, named_in
+from sidecar.account.identity import Identities, KeyReader, Owner, TeamFile, named_in
 from sidecar.errors import ConfigError
+from sidecar.exchange import Route
 
 
 def hashed(key: bytes) -> str:
@@ -42,12 +46,46 @@ def hashed(key: bytes) -> str:
 )
 def test_key_is_the_one_that_litellm_takes(headers: list[tuple[bytes, bytes]], key: bytes) -> None:
     """The headers are looked at in LiteLLM's order, and only the hash comes out."""
-    assert key_hash(headers) == hashed(key)
+    assert KeyReader().hash_of(Route.MESSAGES, headers) == hashed(key)
 
 
 def test_no_key() -> None:
     """Without a key there is no hash."""
-    assert key_hash([(b"x-other", b"1"), (b"authorization", b"")]) is None
+    headers = [(b"x-other", b"1"), (b"authorization", b"")]
+    assert KeyReader().hash_of(Route.MESSAGES, headers) is None
+
+
+def test_every_header_has_its_place() -> None:
+    """Each goes before all that come after it in LiteLLM's order, whatever the order of lines;
+    the first of two lines is taken."""
+    names = [
+        *(b"x-litellm-api-key", b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key"),
+        b"ocp-apim-subscription-key",
+    ]
+    reader = KeyReader()
+    while names:
+        headers = [(name, name) for name in reversed(names)] + [(names[0], b"second")]
+        assert reader.hash_of(Route.MESSAGES, headers) == hashed(names[0])
+        del names[0]
+
+
+def test_custom_header_goes_before_all() -> None:
+    """Where LiteLLM has a header of its own for keys, it looks at no other."""
+    reader = KeyReader("X-Our-Key")
+    others = [(b"authorization", b"Bearer sk-1"), (b"x-litellm-api-key", b"sk-2")]
+    assert reader.hash_of(Route.MESSAGES, [*others, (b"x-our-key", b"Bearer sk-3")]) == hashed(
+        b"sk-3"
+    )
+    assert reader.hash_of(Route.MESSAGES, others) is None
+
+
+@pytest.mark.parametrize("reader", [KeyReader(), KeyReader("x-our-key")])
+def test_pass_through_routes_have_a_header_of_their_own(reader: KeyReader) -> None:
+    """On those LiteLLM takes `litellm_user_api_key` before all others, and nowhere else."""
+    headers = [(b"x-litellm-api-key", b"sk-1"), (b"x-our-key", b"sk-1")]
+    headers += [(b"litellm_user_api_key", b"sk-2")]
+    assert reader.hash_of(Route.ANTHROPIC_MESSAGES, headers) == hashed(b"sk-2")
+    assert reader.hash_of(Route.MESSAGES, headers) == hashed(b"sk-1")
 
 
 def test_names_are_percent_decoded() -> None:
@@ -178,3 +216,67 @@ def test_broken_file_keeps_the_old_map(tmp_path: Path) -> None:
     assert teams.changed()
     assert teams.load() == 1
     assert teams.team_of(A) == "blue"
+
+
+def never(*said: object) -> None:
+    """Stand where nothing is to be called."""
+    raise AssertionError(said)
+
+
+class Said:
+    """What LiteLLM says of keys, at once."""
+
+    def __init__(self, owners: dict[str, Owner]) -> None:
+        self.owners = owners
+
+    def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+        return self.known(hashed)
+
+    def known(self, hashed: str) -> Owner:
+        return self.owners.get(hashed, Owner())
+
+
+class SaidLater(Said):
+    """The same, some time later."""
+
+    def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+        asyncio.get_running_loop().call_soon(settle, self.owners.get(hashed, Owner()))
+        return None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("source", [Said, SaidLater])
+async def test_file_stands_behind_litellm(tmp_path: Path, source: type[Said]) -> None:
+    """What LiteLLM says goes before the file, also that a key has no team; the file speaks
+    where LiteLLM knows nothing."""
+    path = tmp_path / "teams.json"
+    path.write_text(json.dumps(dict.fromkeys((A, B, C), "old")))
+    owners = {A: Owner("new", "alias"), B: Owner("None", "None"), C: Owner(None, "alias")}
+    looks: list[tuple[str, str]] = []
+    identities = Identities(
+        source(owners), TeamFile(path), lambda source, result: looks.append((source, result))
+    )
+    found: dict[str, Owner] = {}
+    for key in (A, B, C, "x"):
+        owner = identities.resolve(key, partial(found.__setitem__, key))
+        if owner is not None:
+            found[key] = owner
+    await asyncio.sleep(0.01)
+    assert found == owners | {C: Owner("old", "alias"), "x": Owner()}
+    assert {key: identities.known(key) for key in found} == found
+    assert looks == [("file", "found"), ("file", "not_found")]
+
+
+def test_file_alone(tmp_path: Path) -> None:
+    """Without a key for LiteLLM the file alone is asked; without a file, nobody."""
+    path = tmp_path / "teams.json"
+    path.write_text(json.dumps({A: "red"}))
+    looks: list[tuple[str, str]] = []
+    identities = Identities(None, TeamFile(path), lambda *look: looks.append(look))
+    assert identities.resolve(A, never) == Owner("red")
+    assert identities.resolve(B, never) == Owner()
+    assert identities.known(A) == Owner("red")
+    assert looks == [("file", "found"), ("file", "not_found")]
+    identities = Identities(Said({A: Owner("blue")}), None, never)
+    assert identities.resolve(A, never) == Owner("blue")
+    assert identities.resolve(B, never) == Owner()

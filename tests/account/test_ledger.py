@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from sidecar.account.identity import Owner
 from sidecar.account.ledger import Ledger, provider_of
 from sidecar.account.metrics import Metrics
 from sidecar.exchange import (
     LABEL_NAMES,
+    NO_TERMS,
     End,
     Exchange,
     InputClass,
@@ -32,8 +36,15 @@ LABELS = ("model", "team_alias", "provider")
 class Books:
     """A ledger with its metrics, and a way to ask for a value."""
 
-    def __init__(self, labels: tuple[str, ...] = LABELS, *, compat: bool = True, **limits: Any):
-        self.metrics = Metrics(labels, compat=compat, clock=lambda: 1.0)
+    def __init__(
+        self,
+        labels: tuple[str, ...] = LABELS,
+        *,
+        compat: Sequence[str] = ("v1.83",),
+        costs: bool = False,
+        **limits: Any,
+    ):
+        self.metrics = Metrics(labels, compat=compat, costs=costs, clock=lambda: 1.0)
         self.registry = CollectorRegistry()
         self.registry.register(self.metrics.store)
         self.ledger = Ledger(self.metrics, outcome_of, **limits)
@@ -58,8 +69,10 @@ def exchange(**changes: Any) -> Exchange:
         usage,
         changes.pop("response_model", "claude-sonnet-4-5-20250929"),
         changes.pop("message_id", "msg_01XFDUDYJgAACzvnptvVoYEL"),
+        terms=changes.pop("terms", NO_TERMS),
     )
-    facts = RequestFacts(changes.pop("model", "m"), None, changes.pop("asked", True))
+    asked, hour = changes.pop("asked", True), changes.pop("hour", True)
+    facts = RequestFacts(changes.pop("model", "m"), None, asked, hour)
     given = Exchange(
         route=Route.MESSAGES,
         method="POST",
@@ -125,7 +138,7 @@ def test_outcomes_and_the_names_of_litellm(
 
 def test_litellms_names_can_be_switched_off() -> None:
     """Without compat none of LiteLLM's names exist."""
-    books = Books(compat=False)
+    books = Books(compat=())
     books.submit(exchange())
     assert not any(
         family.name.startswith("litellm_cache") for family in books.metrics.store.families
@@ -194,14 +207,131 @@ def test_team_from_header_then_file(
     """The answer's header says the team, then the file, else it is unknown."""
 
     class File:
-        def team_of(self, hashed: str) -> str | None:
-            return {KEY: "file"}.get(hashed)
+        def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+            return self.known(hashed)
 
-    books = Books(("model", "team_alias"), teams=File())
+        def known(self, hashed: str) -> Owner:
+            return Owner({KEY: "file"}.get(hashed))
+
+    books = Books(("model", "team_alias"), identities=File())
     asked = [(b"x-api-key", request_headers.encode())] if request_headers else []
     said = [(b"x-litellm-team-alias", response_headers)] if response_headers else []
     books.submit(exchange(request_headers=asked, response_headers=said))
     assert books.value("output_tokens_total", model="m", team_alias=team) == 16
+
+
+class Asked:
+    """Somebody who answers when told to, and knows one thing before."""
+
+    def __init__(self, known: Owner | None = None) -> None:
+        self._known = known or Owner()
+        self.waiting: list[tuple[str, Callable[[Owner], None]]] = []
+
+    def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+        self.waiting.append((hashed, settle))
+        return None
+
+    def known(self, hashed: str) -> Owner:
+        return self._known
+
+
+def test_answer_waits_for_its_owner() -> None:
+    """What goes by team is counted when the owner is known, all else at once; what waits holds
+    no key."""
+    asked = Asked()
+    labels = ("model", "team_alias", "api_key_alias", "hashed_api_key", "client")
+    books = Books(labels, identities=asked)
+    agent = [(b"x-api-key", b"sk-1"), (b"user-agent", b"curl/8.1")]
+    books.submit(exchange(request_headers=agent, response_headers=[]))
+    names = {"model": "m", "team_alias": "red", "api_key_alias": "ci", "hashed_api_key": KEY}
+    names |= {"client": "curl/8"}
+    route = {"route": "/v1/messages"}
+    assert books.value("http_requests_total", method="POST", code="200", **route) == 1
+    assert books.value("observations_total", model="m", status="complete", **route) is None
+    assert (books.value("output_tokens_total", **names), books.ledger.submitted) == (None, 1)
+    ((hashed, settle),) = asked.waiting
+    assert hashed == KEY
+    assert isinstance(settle, partial)
+    assert "sk-1" not in repr(settle.args)
+    settle(Owner("red", "ci"))
+    assert books.value("observations_total", model="m", status="complete", **route) == 1
+    assert books.value("output_tokens_total", **names) == 16
+    assert books.value("responses_total", outcome="hit", **names) == 1
+    assert books.ledger.submitted == 2, "a scrape in between has not seen all"
+
+
+@pytest.mark.parametrize(
+    ("said", "labels", "asks"),
+    [
+        ([], ("model", "team_alias"), True),
+        ([(b"x-litellm-team-alias", b"red")], ("model", "team_alias"), False),
+        ([(b"x-litellm-team-alias", b"red")], ("model", "team_alias", "api_key_alias"), True),
+        ([(b"x-litellm-key-alias", b"ci")], ("model", "team_alias", "api_key_alias"), True),
+    ],
+)
+def test_only_what_is_not_said_is_asked_for(
+    said: list[tuple[bytes, bytes]], labels: tuple[str, ...], asks: bool
+) -> None:
+    """A name in the answer's headers goes before all; a look-up is made for a name that is
+    wanted and not there."""
+    asked = Asked()
+    books = Books(labels, identities=asked)
+    books.submit(exchange(response_headers=said))
+    for _, settle in asked.waiting:
+        settle(Owner("other" if said else "red", "other"))
+    team = "other" if said == [(b"x-litellm-key-alias", b"ci")] else "red"
+    alias = "ci" if team == "other" else "other"
+    names = {"model": "m", "team_alias": team, "api_key_alias": alias}
+    found = books.value("output_tokens_total", **{label: names[label] for label in labels})
+    assert (len(asked.waiting), found) == (asks, 16)
+
+
+class Lines:
+    """Takes what would be written to a usage log."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, exchange: Exchange, observation: Observation, **resolved: Any) -> None:
+        self.written.append(resolved)
+
+
+@pytest.mark.parametrize(
+    ("said", "team"), [([], "before"), ([(b"x-litellm-team-alias", b"red")], "red")]
+)
+def test_line_does_not_wait(said: list[tuple[bytes, bytes]], team: str) -> None:
+    """The line of an answer that waits for its owner is written at once, under the name that is
+    known by then; a refused request's too, and nobody is asked for it."""
+    lines, asked = Lines(), Asked(Owner("before"))
+    books = Books(identities=asked, usage_log=lines)
+    books.submit(exchange(response_headers=said))
+    (line,) = lines.written
+    assert (line["team_alias"], line["hashed_key"], line["outcome"]) == (team, KEY, Outcome.HIT)
+    waiting = len(asked.waiting)
+    books.submit(exchange(status_code=401, response_headers=[]))
+    books.submit(exchange(status_code=401, response_headers=[], request_headers=[]))
+    assert [line["team_alias"] for line in lines.written[1:]] == ["before", "unknown"]
+    assert [line["hashed_key"] for line in lines.written[1:]] == [KEY, None]
+    assert len(asked.waiting) == waiting
+
+
+def test_refused_request_is_not_looked_up() -> None:
+    """Who was refused has no name, so junk makes no look-ups; nor has a request without key."""
+    asked = Asked()
+    books = Books(identities=asked)
+    books.submit(exchange(status_code=401, response_headers=[], status=Status.ERROR))
+    books.submit(exchange(request_headers=[], response_headers=[]))
+    assert asked.waiting == []
+
+
+def test_fault_in_late_counting_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there any more to contain it: it is counted."""
+    asked = Asked()
+    books = Books(identities=asked)
+    books.submit(exchange(response_headers=[]))
+    monkeypatch.setattr(books.ledger, "_admit", lambda names: 1 / 0)
+    asked.waiting[0][1](Owner("red"))
+    assert books.value("internal_errors_total", room="account") == 1
 
 
 @pytest.mark.parametrize(
@@ -323,7 +453,7 @@ def test_series_are_limited_in_all() -> None:
     assert books.value("output_tokens_total", **other) == 16 * 8
     assert books.value("output_tokens_total", **TEAM | {"model": "m1"}) == 16
     kept = {"input_tokens": 15, "output_tokens": 3, "responses": 18}
-    kept |= {family.name: 3 for family in books.metrics.compat}
+    kept |= {family.name: 3 for family in books.metrics.compat.families}
     families = {
         family.name.removeprefix("litellm_sidecar_"): len(family.children)
         for family in books.metrics.store.families

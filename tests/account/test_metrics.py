@@ -11,7 +11,12 @@ GOLDEN = Path(__file__).parents[1] / "data" / "metrics.golden"
 
 def test_names_labels_and_help_stand_still() -> None:
     """A difference to the golden file is a breaking change: say so in the changelog."""
-    metrics = Metrics(("model", "team_alias", "provider"), compat=True, clock=lambda: 0.0)
+    metrics = Metrics(
+        ("model", "team_alias", "provider"),
+        compat=("v1.83", "v1.100"),
+        costs=True,
+        clock=lambda: 0.0,
+    )
     lines = [
         f"{family.kind} {family.name} {{{','.join(family.labels)}}} "
         f"{list(family.edges) or ''}\n  {family.documentation}"

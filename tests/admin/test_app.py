@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sidecar.admin.app import create_admin
+from sidecar.admin.guard import Access
 from sidecar.admin.readiness import Readiness
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +57,7 @@ async def test_gzip_is_sent_to_who_takes_it(accepted: bytes, gzipped: bool) -> N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    admin = create_admin(lambda _, __: ("text/plain", iter([b"x 1\n"])), READINESS)
+    admin = create_admin(lambda _, __: ("text/plain", iter([b"x 1\n"])), READINESS, Access())
     await admin(SCOPE | {"headers": [(b"accept-encoding", accepted)]}, receive, send)
     body = b"".join(message.get("body", b"") for message in sent)
     assert ((b"content-encoding", b"gzip") in sent[0]["headers"]) is gzipped
@@ -84,7 +85,7 @@ async def test_loop_turns_between_slices() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scrape = asyncio.create_task(create_admin(render, READINESS)(SCOPE, receive, send))
+    scrape = asyncio.create_task(create_admin(render, READINESS, Access())(SCOPE, receive, send))
     while not scrape.done():
         await asyncio.sleep(0)
         turn += 1

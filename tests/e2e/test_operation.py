@@ -17,6 +17,7 @@ from tests.support.calls import ask_now, body_for, post, request
 from tests.support.clouds import Clouds
 from tests.support.process import free_port
 from tests.support.running import ROOT, SidecarProcess, sidecar_process
+from tests.support.secrets import assert_no_keys
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -25,7 +26,7 @@ def command(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str
     """Run `sidecar` to its end, with these settings without their prefix."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     environment |= {f"SIDECAR_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "sidecar", *arguments],
         env=environment,
         capture_output=True,
@@ -33,6 +34,8 @@ def command(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str
         timeout=30,
         check=False,
     )
+    assert_no_keys(done.stdout + done.stderr, f"`sidecar {' '.join(arguments)}`")
+    return done
 
 
 def ports() -> dict[str, str]:

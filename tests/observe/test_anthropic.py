@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
 from sidecar.exchange import End, Outcome, RequestFacts, Status, Usage
+from sidecar.observe import anthropic
 from sidecar.observe.tap import outcome_of
-from tests.support.bodies import JSON, event, message, observe, stream
+from tests.support.bodies import JSON, SSE, event, message, observe, stream
 
 
 def usage(**counts: int | None) -> dict[str, int | None]:
@@ -421,3 +423,65 @@ def test_event_type_without_event_line() -> None:
 def test_outcome_by_precedence(counts: Any, asked: bool | None, outcome: Outcome) -> None:
     """Reading beats writing, an absent field is no miss."""
     assert outcome_of(observe(message(counts), JSON), RequestFacts(caching_asked=asked)) is outcome
+
+
+_VALUES: tuple[object, ...] = (
+    0,
+    1,
+    7,
+    2101,
+    2**53,
+    None,
+    None,
+    None,
+    -1,
+    2**53 + 1,
+    5.0,
+    1.5,
+    True,
+    "7",
+    [],
+    {},
+)
+_NAMES = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "cacheReadInputTokens",
+    "cacheReadInputTokenCount",
+    "cacheWriteInputTokens",
+    "cacheWriteInputTokenCount",
+)
+
+
+def _any_usage(dice: random.Random) -> object:
+    """Make a usage, mostly of counts."""
+    values = _VALUES[: dice.choice((8, 8, 8, len(_VALUES)))]
+    if dice.random() < 0.05:
+        return dice.choice(_VALUES)
+    made: dict[str, object] = {
+        name: dice.choice(values) for name in dice.sample(_NAMES, dice.randint(0, 6))
+    }
+    if dice.random() < 0.5:
+        names = dice.sample(list(SPLIT["cache_creation"]), dice.randint(0, 2))
+        made["cache_creation"] = dice.choice(
+            [{name: dice.choice(values) for name in names}] * 9 + [dice.choice(_VALUES)]
+        )
+    return made
+
+
+def test_the_fast_decoder_reads_what_the_patient_one_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two reads a body, the same is counted, and the same is found wrong."""
+    dice = random.Random(1)
+    bodies: list[tuple[bytes, Any]] = []
+    for _ in range(3000):
+        names = {} if dice.random() < 0.9 else {dice.choice(("id", "type", "model", "error")): 1}
+        bodies.append((message(_any_usage(dice), **names), JSON))
+        usages = [_any_usage(dice) for _ in range(dice.randint(0, 3))]
+        bodies.append((stream(_any_usage(dice), *usages, stop=_any_usage(dice)), SSE))
+    fast = [observe(body, headers) for body, headers in bodies]
+    assert {seen.status for seen in fast} >= {Status.COMPLETE, Status.MISSING, Status.INVALID}
+    monkeypatch.setattr(anthropic, "_read_plain", lambda _: None)
+    for (body, headers), seen in zip(bodies, fast, strict=True):
+        assert observe(body, headers) == seen, body

@@ -36,48 +36,61 @@ def body(**members: Any) -> bytes:
 
 
 BLOCK = {"type": "text", "text": "x", "cache_control": CONTROL}
+SHORT_BLOCK = BLOCK | {"cache_control": {"type": "ephemeral"}}
 CASES = [
-    pytest.param(body(model="m"), RequestFacts("m", None, False), id="plain"),
-    pytest.param(body(model="m", stream=True), RequestFacts("m", True, False), id="stream"),
-    pytest.param(body(model="m", system=[BLOCK]), RequestFacts("m", None, True), id="system"),
+    pytest.param(body(model="m"), RequestFacts("m", None, False, False), id="plain"),
+    pytest.param(body(model="m", stream=True), RequestFacts("m", True, False, False), id="stream"),
+    pytest.param(body(model="m", system=[BLOCK]), RequestFacts("m", None, True, True), id="system"),
     pytest.param(
-        body(model="m", cache_control=CONTROL), RequestFacts("m", None, True), id="automatic"
+        body(model="m", cache_control=CONTROL), RequestFacts("m", None, True, True), id="automatic"
     ),
     pytest.param(
         body(model="m", messages=[{"role": "user", "content": [BLOCK]}]),
-        RequestFacts("m", None, True),
+        RequestFacts("m", None, True, True),
         id="messages",
     ),
     pytest.param(
+        body(model="m", system=[SHORT_BLOCK, BLOCK]), RequestFacts("m", None, True, True), id="both"
+    ),
+    pytest.param(
+        body(model="m", system=[SHORT_BLOCK], metadata={"ttl": "1h"}),
+        RequestFacts("m", None, True, False),
+        id="an hour of something else",
+    ),
+    pytest.param(
         body(tools=[{"model": "wrong", "x": {"model": "wrong"}}], model="right"),
-        RequestFacts("right", None, False),
+        RequestFacts("right", None, False, False),
         id="model of a tool",
     ),
     pytest.param(
         body(model="m", system='he wrote {"cache_control": {"type": "ephemeral"}}, "model": "n"'),
-        RequestFacts("m", None, False),
+        RequestFacts("m", None, False, False),
         id="talks of it",
     ),
     pytest.param(
         body(model="m", tools=[{"input_schema": {"cache_control": {"type": "string"}}}]),
-        RequestFacts("m", None, False),
+        RequestFacts("m", None, False, False),
         id="a tool parameter of that name",
     ),
     pytest.param(
         body(model="m", system=[{"type": "text", "text": "x", "cache_control": None}]),
-        RequestFacts("m", None, False),
+        RequestFacts("m", None, False, False),
         id="null",
     ),
-    pytest.param(body(model=7, stream="yes"), RequestFacts(None, None, False), id="wrong types"),
-    pytest.param(body(model='é🌍\\"\n'), RequestFacts('é🌍\\"\n', None, False), id="escapes"),
+    pytest.param(
+        body(model=7, stream="yes"), RequestFacts(None, None, False, False), id="wrong types"
+    ),
+    pytest.param(
+        body(model='é🌍\\"\n'), RequestFacts('é🌍\\"\n', None, False, False), id="escapes"
+    ),
     pytest.param(
         b'{"model":"m","messages":[{"content":"\\ud83d"}],"x":"\\ud83d","y":"\\\\"}',
-        RequestFacts("m", None, False),
+        RequestFacts("m", None, False, False),
         id="lone surrogates",
     ),
     pytest.param(
         b'{"a":[[]],"model":"one","b":{},"model":"two"}',
-        RequestFacts("two", None, False),
+        RequestFacts("two", None, False, False),
         id="twice",
     ),
     pytest.param(b"", RequestFacts(), id="empty"),
@@ -103,13 +116,13 @@ def test_large_bodies_are_scanned() -> None:
     raw = body(messages=[{"role": "user", "content": [image] * 18 + [BLOCK]}], model="m")
     assert len(raw) > 19_000_000
     pieces = [raw[i : i + 65536] for i in range(0, len(raw), 65536)]
-    assert read(pieces) == RequestFacts("m", None, True)
+    assert read(pieces) == RequestFacts("m", None, True, True)
 
 
 def test_bodies_over_the_capture_bound_say_nothing() -> None:
     """Nothing is learned from what is larger than the bound."""
     raw = body(model="m", system="x" * 1000)
-    assert read([raw], max_bytes=len(raw)) == RequestFacts("m", None, False)
+    assert read([raw], max_bytes=len(raw)) == RequestFacts("m", None, False, False)
     for sized in (True, False):
         assert read([raw[:500], raw[500:]], max_bytes=len(raw) - 1, sized=sized) == RequestFacts()
 
@@ -147,6 +160,6 @@ def test_random_documents_scan_as_they_decode() -> None:
     for round_ in range(400):
         document = {"x": value(4), "model": dice.choice(["m\\", 'q"', "z"]), "stream": False}
         raw = json.dumps(document, indent=dice.choice([None, 1])).encode()
-        expected = RequestFacts(str(document["model"]), False, False)
+        expected = RequestFacts(str(document["model"]), False, False, False)
         for chunks in cuts(raw, seed=round_):
             assert read(chunks, sized=False) == expected, raw

@@ -16,14 +16,19 @@ from sidecar.exchange import Dialect, RequestFacts, Rewrite, Transformer, Usage
 from sidecar.observe.rewrite import Rewriter, transformer_for
 from sidecar.observe.sse import MAX_EVENT_BYTES
 from sidecar.observe.tap import MAX_JSON_BYTES
-from tests.support.bodies import JSON, SSE, cuts, event, message, observe, stream
+from tests.support.bodies import (
+    ADDED,
+    JSON,
+    SSE,
+    cuts,
+    event,
+    message,
+    observe,
+    stream,
+    without_additions,
+)
 from tests.support.requirements import require_corpus
 
-ADDED = re.compile(
-    rb',?"prompt_tokens_details":\{"cached_tokens":\d+(?:,"cache_creation_tokens":\d+)?\}'
-    rb'(?:,"prompt_tokens":\d+)?(?:,"completion_tokens":\d+)?'
-    rb'|,?"prompt_tokens":\d+(?:,"completion_tokens":\d+)?|,?"completion_tokens":\d+'
-)
 COUNTS = {"input_tokens": 7, "output_tokens": 1, "cache_read_input_tokens": 2101}
 WRITTEN = COUNTS | {"cache_creation_input_tokens": 30}
 DETAILS = b'"prompt_tokens_details":{"cached_tokens":2101}'
@@ -47,21 +52,6 @@ def rewritten(
         transformer.feed(chunk) for chunk in ([chunks] if isinstance(chunks, bytes) else chunks)
     ]
     return b"".join([*pieces, transformer.finish()]), transformer.result
-
-
-def without_additions(out: bytes, source: bytes) -> bytes:
-    """Take out of `out` what was added to `source`.
-
-    What the source has itself is not taken for an addition: it stands in both at the same place.
-    """
-    kept = bytearray()
-    at = 0
-    for match in ADDED.finditer(out):
-        kept += out[at : match.start()]
-        at = match.end()
-        if source.startswith(match[0], len(kept)):
-            kept += match[0]
-    return bytes(kept + out[at:])
 
 
 def usages(body: bytes, *, sse: bool = True) -> Iterator[dict[str, Any]]:

@@ -108,6 +108,15 @@ def test_oversized_event_is_skipped_and_reading_goes_on() -> None:
         assert finder.oversized
 
 
+def test_oversized_end_does_not_matter() -> None:
+    """What only tells how a stream ended is no count that was missed, by however much it is
+    too long."""
+    for extra in range(1, 10):
+        finder = EventFinder((b"usage",), (b"stop",))
+        finder.feed(b"data: stop" + b"x" * (MAX_EVENT_BYTES - 10 + extra))
+        assert (list(finder.finish()), finder.oversized) == ([], False)
+
+
 def test_oversized_event_without_needle_does_not_matter() -> None:
     """An event over the bound that cannot be of interest is not noted."""
     finder = EventFinder((b"usage",))

@@ -8,7 +8,7 @@ import inspect
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast
 
 import pytest
@@ -529,6 +529,32 @@ async def test_connection_limit() -> None:
         assert served.refused == [R.TOO_MANY_CONNECTIONS] * 2
 
 
+async def test_flood_at_the_connection_limit() -> None:
+    """Connections beyond it are held for their clients to read why, but no more of them than a
+    bound and no longer than for a while; all are counted."""
+    async with serving(answering(), max_connections=0) as served, AsyncExitStack() as stack:
+        served.listener.max_turned_away = 3
+        clients = [await stack.enter_async_context(connected(served.address)) for _ in range(8)]
+        await until(lambda: len(served.refused) == 8)
+        assert len(served.listener.turned_away) == 3
+        assert not served.state.connections
+        answers = [await client.answer() for client in clients]
+        assert sorted(answer.status for answer in answers) == [0] * 5 + [503] * 3
+        served.pass_time(2.1)
+        await until(lambda: not served.listener.turned_away)
+        assert (await ask(served.address, get())).status == 503
+
+
+async def test_file_descriptor_that_no_client_may_have() -> None:
+    """A connection with one is turned away, like one beyond the limit."""
+    async with serving(answering()) as served:
+        served.listener.admits = lambda number: number < 0
+        answer = await ask(served.address, get())
+        assert (answer.status, answer.header(b"retry-after")) == (503, b"1")
+        served.listener.admits = lambda number: number < 10_000
+        assert (await ask(served.address, get())).status == 200
+
+
 # Within a response
 
 
@@ -1026,8 +1052,8 @@ async def test_other_offers_are_not_handed_over(offer: str) -> None:
 
 
 async def test_shutdown() -> None:
-    """Idle connections close at once, also with half a head; a busy one after its answer, which
-    says so; one whose answer is out reads on for a client that still sends."""
+    """Connections close on which nothing has happened for a second, also with half a head; a
+    busy one after its answer, which says so."""
     app = Holding()
     async with (
         serving(app) as served,
@@ -1039,15 +1065,63 @@ async def test_shutdown() -> None:
         busy.send(get(b"/busy"))
         await until(lambda: app.targets and len(served.state.connections) == 3)
         await asyncio.sleep(0.02)
-        for connection in list(served.state.connections):
-            assert isinstance(connection, Edge)
-            connection.shutdown()
+        served.shut_down()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(idle.reader.read(1), 0.1)
+        served.pass_time(1.1)
         assert await idle.end() == await half.end() == b""
         app.go.set()
         answer = await busy.answer()
         assert (answer.body, answer.header(b"connection")) == (b"ok", b"close")
         assert await busy.end() == b""
+        served.pass_time(4)  # these clients do not close their ends
         await until(lambda: not served.state.connections)
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /", get()], ids=["fresh", "half", "used"])
+async def test_request_that_comes_while_the_server_stops_is_served(first: bytes) -> None:
+    """Its client could not know, and learns it from the answer."""
+    async with one_client(answering()) as (served, client):
+        client.send(first)
+        if first == get():
+            assert (await client.answer()).header(b"connection") is None
+        await until(lambda: served.state.connections)
+        served.shut_down()
+        client.send(get()[len(first) :] if len(first) < len(get()) else get())
+        answer = await client.answer()
+        assert (answer.body, answer.header(b"connection")) == (b"ok", b"close")
+        assert await client.end() == b""
+        client.writer.close()
+        await until(lambda: not served.state.connections)
+
+
+async def test_request_that_comes_too_late_finds_the_connection_closed() -> None:
+    """And not reset, as by a server that broke: its client may ask elsewhere."""
+    async with one_client(answering()) as (served, client):
+        assert (await client.ask(get())).body == b"ok"
+        served.shut_down()
+        served.pass_time(1.1)
+        client.send(get())
+        assert await client.end() == b""
+        assert len(served.seen) == 1
+        served.pass_time(4)
+        await until(lambda: not served.state.connections)
+
+
+async def test_answer_that_had_begun_leaves_the_connection_open() -> None:
+    """Its head did not say that it closes: the next request is served, and its answer does."""
+    app = Holding(begin=b"begun")
+    async with one_client(app) as (served, client):
+        client.send(get())
+        await until(lambda: app.targets)
+        await asyncio.sleep(0.02)
+        served.shut_down()
+        served.pass_time(5)
+        app.go.set()
+        answer = await client.answer()
+        assert (answer.complete, answer.header(b"connection")) == (True, None)
+        assert (await client.ask(get())).header(b"connection") == b"close"
+        assert await client.end() == b""
 
 
 async def test_connection_that_closes_is_asked_for_nothing_more() -> None:
@@ -1060,7 +1134,7 @@ async def test_connection_that_closes_is_asked_for_nothing_more() -> None:
         await until(lambda: served.state.total_requests)
         client.send(get()[:9])
         await until(lambda: served.edge._head)
-        served.edge.shutdown()
+        served.shut_down()
         served.pass_time(5)
         assert len((await client.answer()).body) == 20_000_000
         assert await client.end() == b""
@@ -1073,7 +1147,8 @@ async def test_shutdown_with_an_upload_behind_its_answer() -> None:
         client.send(post(b"Content-Length: 10000000"))
         await until(lambda: served.state.connections and served.edge.server_state.total_requests)
         client.send(b"x" * 1_000_000)
-        served.edge.shutdown()
+        served.shut_down()
+        served.pass_time(1.1)
         client.send(b"x" * 1_000_000)
         await client.writer.drain()
         assert len((await client.answer()).body) == 1000

@@ -83,6 +83,18 @@ def test_no_request_for_a_websocket(data: bytes) -> None:
         pytest.param(
             b"HTTP/1.1 403 No\r\ntransfer-encoding: chunked\r\n\r\nxx\r\n", id="bad chunk"
         ),
+        pytest.param(
+            b"HTTP/1.1 103 Hints\r\ncontent-length: 2\r\n\r\nok" + SWITCH,
+            id="interim with a length",
+        ),
+        pytest.param(
+            b"HTTP/1.1 103 Hints\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SWITCH,
+            id="interim with chunks",
+        ),
+        pytest.param(
+            SWITCH.replace(b"\r\n", b"\r\ncontent-length: 0\r\n", 1), id="101 with a length"
+        ),
+        pytest.param(SWITCH.replace(b"\r\n", b" \x1b[2J\r\n", 1), id="control in the reason"),
         pytest.param(SWITCH[:-2] + b"x: " + b"y" * 70_000 + b"\r\n\r\n", id="large header"),
         pytest.param(SWITCH[:-2] + b"x: y\r\n" * 12_000 + b"\r\n", id="many headers"),
         pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" * 3000 + SWITCH, id="interim without end"),

@@ -210,6 +210,8 @@ def test_framing(raw: bytes, complete: bool, length: int | None) -> None:
         pytest.param(
             head(b"GET / HTTP/1.1", *[b"a:"] * 4096), R.HEAD_TOO_LARGE, id="too many headers"
         ),
+        pytest.param(post(b"Upgrade: h2\x00c"), R.BAD_REQUEST, id="NUL in an upgrade"),
+        pytest.param(post(b"Upgrade: h2c\x7f"), R.BAD_REQUEST, id="DEL in an upgrade"),
         pytest.param(
             post(b"Upgrade: h2c", b" Content-Length: 3"), R.BAD_REQUEST, id="folded upgrade"
         ),

@@ -27,7 +27,7 @@ from sidecar.exchange import (
 )
 from tests.support.bodies import event, stream
 from tests.support.running import running, until
-from tests.support.wire import Answer, Received, ask, read_answer, upstream
+from tests.support.wire import Answer, Received, ask, connected, read_answer, upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -498,6 +498,31 @@ async def test_idle_upstream_is_cut_after_its_time() -> None:
 
 
 # The client
+
+
+async def test_upstream_that_does_not_take_the_request_is_504() -> None:
+    """The client, whose upload waits, is told; its connection lives on."""
+
+    async def serve(
+        received: Received, _: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if received.line.startswith(b"GET"):
+            writer.write(response(b"ok"))
+        else:
+            await asyncio.sleep(3600)
+
+    size = 30_000_000
+    async with (
+        upstream(serve, read_body=False) as up,
+        running(up.url, send_timeout_s=0.3) as side,
+        connected(side.host) as client,
+    ):
+        client.send(POST.replace(b"Length: 14", b"Length: %d" % size)[:-14] + bytes(size))
+        answer = await client.answer()
+        assert (answer.status, answer.header(b"x-sidecar-error")) == (504, b"send_timeout")
+        assert json.loads(answer.body)["type"] == "error"
+        assert (await client.ask(get())).body == b"ok"
+        assert side.value("litellm_sidecar_upstream_failures_total", reason="send_timeout") == 1
 
 
 async def test_client_that_leaves_closes_the_upstream() -> None:

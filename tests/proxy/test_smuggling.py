@@ -1,33 +1,58 @@
 """Request smuggling: what the upstream reads is what the edge read, or the client is refused.
 
 The upstream is h11, on which LiteLLM's own server runs. It is laxer than the edge: it takes a
-length beside a transfer coding, bare line feeds and folded headers.
+length beside a transfer coding, bare line feeds and folded headers. What it has to say of each
+request is in `tests/data/smuggling`, with the bytes that it must get.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import h11
 import pytest
 
 from sidecar.app import Sidecar
 from sidecar.config import Settings
-from tests.support.edges import Served, serving
-from tests.support.wire import connected
+from tests.support.edges import serving
+from tests.support.running import until
+from tests.support.wire import Received, connected, upstream
 
 pytestmark = pytest.mark.anyio
 
-Requests = list[tuple[bytes, bytes, bytes]]
-"""Method, target and body of each."""
+DATA = Path(__file__).parents[1] / "data" / "smuggling"
+NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+NEXT_FORWARDED = b"GET /next HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 127.0.0.1\r\n\r\n"
+
+
+def cases(name: str) -> list[Any]:
+    """Read cases as parameters."""
+    lines = (DATA / name).read_text().splitlines()
+    return [pytest.param(case, id=case["name"]) for case in map(json.loads, lines)]
+
+
+@dataclass(slots=True)
+class Reading:
+    """An upstream that reads as LiteLLM's server does, and what it has read."""
+
+    url: str = ""
+    requests: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)
+    """Method, target and body of each that h11 has made out."""
+    raw: bytes = b""
+    """All that came."""
+    malformed: bool = False
 
 
 @asynccontextmanager
-async def h11_upstream() -> AsyncIterator[tuple[str, Requests]]:
+async def h11_upstream() -> AsyncIterator[Reading]:
     """Serve as LiteLLM's server reads, and note every request that it makes out."""
-    seen: Requests = []
+    seen = Reading()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
@@ -37,204 +62,155 @@ async def h11_upstream() -> AsyncIterator[tuple[str, Requests]]:
             while True:
                 event = connection.next_event()
                 if event is h11.NEED_DATA:
-                    connection.receive_data(await reader.read(65536))
+                    data = await reader.read(65536)
+                    seen.raw += data
+                    connection.receive_data(data)
                 elif isinstance(event, h11.Request):
                     request, body = event, b""
                 elif isinstance(event, h11.Data):
                     body += bytes(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     assert request is not None
-                    seen.append((request.method, request.target, body))
-                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                    connection.send(
-                        h11.Response(status_code=200, headers=[("content-length", "2")])
-                    )
-                    connection.send(h11.Data(data=b"ok"))
-                    connection.send(h11.EndOfMessage())
+                    seen.requests.append((request.method, request.target, body))
+                    answer: list[h11.Event] = [
+                        h11.Response(status_code=200, headers=[("content-length", "2")]),
+                        h11.Data(data=b"ok"),
+                        h11.EndOfMessage(),
+                    ]
+                    if request.method == b"HEAD":
+                        del answer[1]
+                    writer.write(b"".join(connection.send(part) or b"" for part in answer))
                     connection.start_next_cycle()
                 else:
                     break
-        except (h11.ProtocolError, ConnectionError):
-            seen.append((b"MALFORMED", b"", b""))
+        except h11.ProtocolError:
+            seen.malformed = True
+        except ConnectionError:
+            pass
         finally:
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    seen.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+        yield seen
     finally:
         server.close()
 
 
+def read_requests(raw: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """Make out with h11 what a file's bytes hold."""
+    requests: list[tuple[bytes, bytes, bytes]] = []
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(raw)
+    while (event := connection.next_event()) is not h11.NEED_DATA:
+        if isinstance(event, h11.Request):
+            requests.append((event.method, event.target, b""))
+        elif isinstance(event, h11.Data):
+            method, target, body = requests[-1]
+            requests[-1] = (method, target, body + bytes(event.data))
+    return requests
+
+
+@dataclass(slots=True)
+class Relaying:
+    """A sidecar without its admin port."""
+
+    sidecar: Sidecar
+    address: tuple[str, int]
+
+    @property
+    def requests(self) -> int:
+        """How many it has counted."""
+        samples = [
+            sample for metric in self.sidecar.registry.collect() for sample in metric.samples
+        ]
+        name = "litellm_sidecar_http_requests_total"
+        return int(sum(sample.value for sample in samples if sample.name == name))
+
+
 @asynccontextmanager
-async def relaying(url: str) -> AsyncIterator[Served]:
+async def relaying(url: str) -> AsyncIterator[Relaying]:
+    """Serve what a sidecar serves to clients."""
     sidecar = Sidecar(Settings(upstream=url))
     try:
         async with serving(lambda _: sidecar.relay) as served:
-            yield served
+            yield Relaying(sidecar, served.address)
     finally:
         await sidecar.aclose()
 
 
-def post(*headers: bytes, body: bytes = b"", target: bytes = b"/a") -> bytes:
-    return b"\r\n".join([b"POST " + target + b" HTTP/1.1", b"Host: a", *headers, b"", body])
-
-
-HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
-NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
-CHUNKED = b"Transfer-Encoding: chunked"
-LENGTH = b"Content-Length: %d" % len(b"0\r\n\r\n" + HIDDEN)
-OFFER = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMA")
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        pytest.param(post(LENGTH, CHUNKED, body=b"0\r\n\r\n" + HIDDEN), id="CL.TE"),
-        pytest.param(post(CHUNKED, LENGTH, body=b"0\r\n\r\n" + HIDDEN), id="TE.CL"),
-        pytest.param(
-            post(b"Content-Length: 4", CHUNKED, body=chunk(HIDDEN) + b"0\r\n\r\n"), id="TE.CL short"
-        ),
-        pytest.param(
-            post(b"Content-Length: 0", b"Content-Length: %d" % len(HIDDEN), body=HIDDEN),
-            id="two lengths",
-        ),
-        pytest.param(post(b"Content-Length: 0, 33", body=HIDDEN), id="list of lengths"),
-        pytest.param(post(b"Content-Length: +33", body=HIDDEN), id="signed length"),
-        pytest.param(post(b"Content-Length : 33", body=HIDDEN), id="length, space, colon"),
-        pytest.param(post(b"Content-Length:\r\n 33", body=HIDDEN), id="folded length"),
-        pytest.param(
-            post(b"Transfer-Encoding : chunked", LENGTH, body=HIDDEN), id="TE space colon"
-        ),
-        pytest.param(post(b"Transfer-Encoding: xchunked", LENGTH, body=HIDDEN), id="TE xchunked"),
-        pytest.param(post(b"Transfer-Encoding:\r\n chunked", body=HIDDEN), id="TE folded"),
-        pytest.param(post(b"Transfer-Encoding: \x0bchunked", LENGTH, body=HIDDEN), id="TE VT"),
-        pytest.param(post(b"Transfer-Encoding: chunked\x00", LENGTH, body=HIDDEN), id="TE NUL"),
-        pytest.param(post(b"X: y\nTransfer-Encoding: chunked", LENGTH, body=HIDDEN), id="bare LF"),
-        pytest.param(post(b"X: y\rTransfer-Encoding: chunked", LENGTH, body=HIDDEN), id="bare CR"),
-        pytest.param(post(b"X: y\r\n\tTransfer-Encoding: chunked", body=HIDDEN), id="obs-fold"),
-        pytest.param(post(CHUNKED, b"Transfer-Encoding: x", body=HIDDEN), id="TE.TE"),
-        pytest.param(post(b"Transfer-Encoding: x", CHUNKED, body=HIDDEN), id="TE.TE reversed"),
-        pytest.param(post(b"Transfer-Encoding: identity", LENGTH, body=HIDDEN), id="TE identity"),
-        pytest.param(post(b"Transfer-Encoding: chunked, identity", body=HIDDEN), id="TE list"),
-        pytest.param(post(b"\xa0Transfer-Encoding: chunked", LENGTH, body=HIDDEN), id="TE NBSP"),
-        pytest.param(
-            post(CHUNKED, body=b"0\r\n\r\n").replace(b"1.1", b"1.0", 1), id="TE in HTTP/1.0"
-        ),
-        pytest.param(post(b"Host: b"), id="two hosts"),
-        pytest.param(post(b"Host : b"), id="host, space, colon"),
-        pytest.param(post(b" Host: b"), id="indented host"),
-        pytest.param(b"POST /a HTTP/1.1\nHost: a\n\n" + HIDDEN, id="bare LF everywhere"),
-        pytest.param(b"POST /a HTTP/1.1\r\n\r\n" + HIDDEN, id="no host"),
-        pytest.param(b"POST /a\r\n\r\n" + HIDDEN, id="HTTP/0.9"),
-        pytest.param(b"POST /a HTTP/1.1\r\nHost: a\r\n\x00\r\n\r\n" + HIDDEN, id="NUL line"),
-        pytest.param(post(CHUNKED, body=b"0x0\r\n\r\n" + HIDDEN), id="chunk size in hex"),
-        pytest.param(post(CHUNKED, body=b"1\r\nxy\r\n0\r\n\r\n" + HIDDEN), id="chunk too long"),
-        pytest.param(post(CHUNKED, body=b"1\nx\n0\n\n" + HIDDEN), id="chunks with bare LF"),
-        pytest.param(post(CHUNKED, body=b"1;\nx\r\n0\r\n\r\n" + HIDDEN), id="extension with LF"),
-        pytest.param(post(CHUNKED, body=b"0\r\n\n" + HIDDEN), id="end with bare LF"),
-        pytest.param(
-            post(CHUNKED, body=b"0\r\nContent-Length: 33\r\n\r\n" + HIDDEN), id="length in trailers"
-        ),
-        pytest.param(post(CHUNKED, body=b"-0\r\n\r\n" + HIDDEN), id="negative chunk"),
-        pytest.param(post(CHUNKED, body=b"%x\r\n" % (1 << 64) + HIDDEN), id="chunk size overflow"),
-    ],
-)
-async def test_ambiguous_requests_are_refused(raw: bytes) -> None:
-    """With one answer of ours, and the upstream makes out no request at all, or a broken one."""
-    async with (
-        h11_upstream() as (url, seen),
-        relaying(url) as served,
-        connected(served.address) as client,
-    ):
-        client.send(raw + NEXT)
-        answer = await client.answer()
-        assert answer.status in (400, 501)
-        assert await client.end() == b""
-        await asyncio.sleep(0.01)
-        assert [request for request in seen if request[0] != b"MALFORMED"] == []
-
-
-@pytest.mark.parametrize(
-    ("raw", "meant"),
-    [
-        pytest.param(
-            post(b"Content-Length: %d" % len(HIDDEN), body=HIDDEN), (b"/a", HIDDEN), id="length"
-        ),
-        pytest.param(
-            post(b"Content-Length: 000%d  " % len(HIDDEN), body=HIDDEN),
-            (b"/a", HIDDEN),
-            id="length with zeros and blanks",
-        ),
-        pytest.param(
-            post(CHUNKED, body=chunk(HIDDEN) + b"0\r\n\r\n"), (b"/a", HIDDEN), id="chunks"
-        ),
-        pytest.param(
-            post(b"tRANSFER-eNCODING: cHUNKED", body=chunk(HIDDEN) + b"0\r\n\r\n"),
-            (b"/a", HIDDEN),
-            id="case",
-        ),
-        pytest.param(
-            post(CHUNKED, body=b"000;x=y\r\n\r\n"), (b"/a", b""), id="extension of the last chunk"
-        ),
-        pytest.param(
-            post(CHUNKED, body=b"0\r\nHost: b\r\nAuthorization: x\r\n\r\n"),
-            (b"/a", b""),
-            id="headers in trailers",
-        ),
-        pytest.param(
-            post(*OFFER, b"Content-Length: %d" % len(HIDDEN), body=HIDDEN),
-            (b"/a", HIDDEN),
-            id="h2c with a length",
-        ),
-        pytest.param(
-            post(*OFFER, CHUNKED, body=chunk(HIDDEN) + b"0\r\n\r\n"),
-            (b"/a", HIDDEN),
-            id="h2c with chunks",
-        ),
-        pytest.param(
-            post(
-                b"Connection: content-length, host",
-                b"Content-Length: %d" % len(HIDDEN),
-                body=HIDDEN,
-            ),
-            (b"/a", HIDDEN),
-            id="nominated framing",
-        ),
-        pytest.param(
-            post(b"Connection: transfer-encoding", CHUNKED, body=chunk(HIDDEN) + b"0\r\n\r\n"),
-            (b"/a", HIDDEN),
-            id="nominated coding",
-        ),
-        pytest.param(post(b"Content_Length: 33", body=b""), (b"/a", b""), id="underscore"),
-        pytest.param(
-            post(target=b"http://other.test/b"), (b"/b", b""), id="URL with another authority"
-        ),
-        pytest.param(post(target=b"//other.test/b"), (b"//other.test/b", b""), id="two slashes"),
-        pytest.param(
-            post(b"Expect: 100-continue", b"Content-Length: %d" % len(HIDDEN), body=HIDDEN),
-            (b"/a", HIDDEN),
-            id="body sent without waiting for 100",
-        ),
-    ],
-)
-@pytest.mark.parametrize("step", [0, 1], ids=["whole", "byte by byte"])
-async def test_what_is_passed_on_has_one_meaning(
-    raw: bytes, meant: tuple[bytes, bytes], step: int
-) -> None:
-    """The upstream makes out the same request, and the one behind it, and nothing else."""
-    async with (
-        h11_upstream() as (url, seen),
-        relaying(url) as served,
-        connected(served.address) as client,
-    ):
+@pytest.mark.parametrize("case", cases("requests.jsonl"))
+async def test_requests(case: dict[str, Any]) -> None:
+    """A request goes on as the bytes that are written down for it, or is refused; the upstream
+    makes out as many as the sidecar, of the same meaning, also where they come byte by byte."""
+    raw = case["bytes"].encode("latin-1")
+    forwarded = [part.encode("latin-1") for part in case["forwarded"]]
+    refused, closes = case.get("refused"), case.get("closes", False)
+    if not refused and not closes:
         raw += NEXT
-        for at in range(0, len(raw), step or len(raw)):
-            client.send(raw[at : at + (step or len(raw))])
-            await asyncio.sleep(0)
-        assert [(await client.answer()).status for _ in range(2)] == [200, 200]
-        assert seen == [(b"POST", *meant), (b"GET", b"/next", b"")]
+        forwarded.append(NEXT_FORWARDED)
+    meant = [request for part in forwarded for request in read_requests(part)]
+    assert len(meant) == len(forwarded)
+    for step in (len(raw), 1):
+        async with (
+            h11_upstream() as seen,
+            relaying(seen.url) as sidecar,
+            connected(sidecar.address) as client,
+        ):
+            for at in range(0, len(raw), step):
+                client.send(raw[at : at + step])
+                await asyncio.sleep(0)
+            answers = [await client.answer(method.decode()) for method, _, _ in meant]
+            assert [answer.status for answer in answers] == [200] * len(meant)
+            if refused:
+                refusal = await client.answer()
+                assert [refusal.status, refusal.header(b"x-sidecar-error")] == [
+                    refused[0],
+                    refused[1].encode(),
+                ]
+            if refused or closes:
+                assert await client.end() == b""
+            assert seen.requests == meant
+            if case.get("torn"):
+                # Its head was good: what has come of it went on, and was then cut.
+                await until(lambda: sidecar.requests == len(meant) + 1)
+            else:
+                await until(lambda: sidecar.requests == len(meant))
+                assert not seen.malformed
+                assert step == 1 or seen.raw == b"".join(forwarded)
+
+
+@pytest.mark.parametrize("case", cases("responses.jsonl"))
+async def test_responses(case: dict[str, Any]) -> None:
+    """An answer is passed on as what is written down for it, or is none; what stands behind it
+    answers no other request."""
+    raw = case["bytes"].encode("latin-1")
+    method = case.get("method", "GET")
+    status, body, complete = case["answer"]
+    second = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond"
+
+    async def handler(
+        received: Received, _: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if b"/second" in received.line:
+            writer.write(second)
+            return
+        writer.write(raw)
+        if case.get("close"):
+            writer.close()
+
+    async with upstream(handler) as server, relaying(server.url) as sidecar:
+        async with connected(sidecar.address) as client:
+            answer = await client.ask(f"{method} /a HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            if status == 502:
+                assert answer.header(b"x-sidecar-error") is not None
+                assert b"hidden" not in answer.body
+            else:
+                assert answer.body == body.encode("latin-1")
+            assert (answer.status, answer.complete) == (status, complete)
+        async with connected(sidecar.address) as client:
+            answer = await client.ask(b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (answer.status, answer.body) == (200, b"second")
+        # The first was asked for once: what may have been acted on is not asked for again.
+        assert sum(b"/a" in request.line for request in server.received) == 1

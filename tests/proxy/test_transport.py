@@ -896,6 +896,81 @@ async def test_first_byte_timeout_begins_with_the_end_of_the_request(link: Conne
         await asyncio.sleep(0.25)  # the timer is gone
 
 
+def endless() -> Body:
+    async def rest() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(65536)
+
+    return Body([(b"transfer-encoding", b"chunked")], b"", rest)
+
+
+def all_but_read(size: int) -> Body:
+    """Make a body of which the last bytes stay in the buffer of a socket that is not read."""
+
+    async def rest() -> AsyncIterator[bytes]:
+        yield bytes(size)
+
+    return Body([(b"content-length", b"%d" % size)], b"", rest)
+
+
+@pytest.mark.parametrize("waits_in", ["the client", "the buffer"])
+async def test_send_timeout(link: Connect, waits_in: str) -> None:
+    """An upstream that takes nothing of a request is not waited for for ever, also where all of
+    the request is written."""
+    stop = asyncio.Event()
+
+    async def serve(_: Received, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        await stop.wait()
+
+    async with link(serve, read_body=False, send_s=0.3) as it:
+        body = endless() if waits_in == "the client" else all_but_read(16 * MEBIBYTE)
+        async with asyncio.timeout(10):
+            with pytest.raises(UpstreamError) as caught:
+                await it.open("POST", body)
+        assert caught.value.fault is UpstreamFault.SEND_TIMEOUT
+        await until(lambda: it.transport.open_connections == 0)
+        stop.set()
+
+
+async def test_send_timeout_is_not_for_an_upstream_that_is_slow(link: Connect) -> None:
+    """However long it takes, as long as it takes something; nor while the client is slow."""
+    size = 16 * MEBIBYTE
+
+    async def rest() -> AsyncIterator[bytes]:
+        for _ in range(16):
+            yield bytes(MEBIBYTE)
+        await asyncio.sleep(0.6)
+        yield b"x"
+
+    async def serve(
+        _: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        for _i in range(16):
+            await reader.readexactly(MEBIBYTE)
+            await asyncio.sleep(0.1)
+        await reader.readexactly(1)
+        writer.write(OK)
+
+    async with link(serve, read_body=False, send_s=0.5) as it:
+        body = Body([(b"content-length", b"%d" % (size + 1))], b"", rest)
+        assert (await it.fetch("POST", body)).body == b"ok"
+
+
+async def test_send_timeout_does_not_cut_an_answer(link: Connect) -> None:
+    """An upstream that has answered may leave the rest of the request where it is."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 10\r\n\r\n")
+        for _i in range(10):
+            await asyncio.sleep(0.06)
+            writer.write(b"x")
+        await asyncio.sleep(3600)
+
+    async with link(serve, read_body=False, send_s=0.2) as it:
+        answer = await it.fetch("POST", endless())
+        assert (answer.status_code, answer.body) == (413, b"x" * 10)
+
+
 @pytest.mark.parametrize("way", ["pump", "chunks"])
 async def test_idle_timeout(link: Connect, way: str) -> None:
     """A body that stops coming ends in a fault, one that comes slowly does not."""
@@ -1599,6 +1674,20 @@ async def test_httpx_errors(link: Connect, raw: bytes, error: type[Exception]) -
         with pytest.raises(error):
             await client.get("/")
         assert it.transport.open_connections == 0
+
+
+async def test_httpx_write_timeout(link: Connect) -> None:
+    """Of a request that nobody takes."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(3600)
+
+    async with (
+        link(serve, read_body=False, send_s=0.1) as it,
+        httpx.AsyncClient(transport=it.transport, trust_env=False) as client,
+    ):
+        with pytest.raises(httpx.WriteTimeout):
+            await client.post("http://llm.test/", content=endless())
 
 
 async def test_httpx_connect_errors() -> None:

@@ -5,13 +5,30 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sidecar.exchange import Dialect, End, Observation
 from sidecar.observe.tap import tap_for
 
-__all__ = ["JSON", "SSE", "cuts", "event", "message", "observe", "stream"]
+__all__ = [
+    "ADDED",
+    "JSON",
+    "SSE",
+    "cuts",
+    "event",
+    "message",
+    "observe",
+    "stream",
+    "without_additions",
+]
+
+ADDED = re.compile(
+    rb',?"prompt_tokens_details":\{"cached_tokens":\d+(?:,"cache_creation_tokens":\d+)?\}'
+    rb'(?:,"prompt_tokens":\d+)?(?:,"completion_tokens":\d+)?'
+    rb'|,?"prompt_tokens":\d+(?:,"completion_tokens":\d+)?|,?"completion_tokens":\d+'
+)
 
 JSON = [(b"content-type", b"application/json")]
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -72,3 +89,18 @@ def cuts(body: bytes, seed: int, rounds: int = 3) -> Iterator[list[bytes]]:
         inner = sorted(places.choices(range(len(body) + 1), k=places.randint(1, 20)))
         bounds = [0, *inner, len(body)]
         yield [body[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def without_additions(out: bytes, source: bytes) -> bytes:
+    """Take out of `out` what was added to `source`.
+
+    What the source has itself is not taken for an addition: it stands in both at the same place.
+    """
+    kept = bytearray()
+    at = 0
+    for match in ADDED.finditer(out):
+        kept += out[at : match.start()]
+        at = match.end()
+        if source.startswith(match[0], len(kept)):
+            kept += match[0]
+    return bytes(kept + out[at:])

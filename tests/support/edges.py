@@ -13,7 +13,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from sidecar.exchange import RefusalReason
-from sidecar.proxy.edge import Edge, Limits, downstream_of
+from sidecar.proxy.edge import Edge, Limits, Listener, downstream_of
 
 __all__ = ["Seen", "Served", "answering", "read_body", "serving"]
 
@@ -41,6 +41,7 @@ class Served:
     seen: list[Seen] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
     """What reached the loop's exception handler."""
+    listener: Listener = field(init=False)
 
     @property
     def edge(self) -> Edge:
@@ -50,8 +51,14 @@ class Served:
 
     def pass_time(self, seconds: float) -> None:
         """Let the patrol come round, that much later."""
-        for edge in list(self.state.connections):
+        for edge in [*self.state.connections, *self.listener.turned_away]:
             cast("Edge", edge).check(asyncio.get_running_loop().time() + seconds)
+
+    def shut_down(self) -> None:
+        """Begin to stop, as the life cycle and uvicorn do."""
+        self.listener.announcing = self.listener.closing = True
+        for edge in list(self.state.connections):
+            edge.shutdown()
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -109,6 +116,7 @@ async def serving(
     At the end nothing may have reached the loop's exception handler, and no task may be left.
     """
     served = Served()
+    served.listener = Listener(Limits(**limits), served.refused.append)
     loop = asyncio.get_running_loop()
     config = Config(
         cast("Any", make(served)),
@@ -122,9 +130,7 @@ async def serving(
     loop.set_exception_handler(lambda _, context: served.faults.append(context))
 
     def edge() -> Edge:
-        return Edge(
-            config, served.state, {}, limits=Limits(**limits), refused=served.refused.append
-        )
+        return Edge(config, served.state, {}, listener=served.listener)
 
     server = await loop.create_server(edge, "127.0.0.1", 0)
     served.address = server.sockets[0].getsockname()

@@ -36,6 +36,7 @@ __all__ = [
     "LONER",
     "MASTER_KEY",
     "RED",
+    "STAR",
     "VERSIONS",
     "VERTEX_MODEL",
     "Identity",
@@ -81,7 +82,8 @@ class Identity:
 RED = Identity("sk-red-1", "red-laptop", "team-red", "Team Red")
 BLUE = Identity("sk-blue-1", "blue-ci", "team-blue", "Team Blue")
 LONER = Identity("sk-loner-1", "loner")
-DEFAULT_IDENTITIES = (RED, BLUE, LONER)
+STAR = Identity("sk-star-1", "clé ★, 100%", "team-star", 'Équipe "★" \\ 50 %; a=b')
+DEFAULT_IDENTITIES = (RED, BLUE, LONER, STAR)
 
 
 def find_litellm(version: str) -> Path | None:
@@ -172,6 +174,7 @@ class LiteLLM:
         litellm_settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         free_sso: bool = False,
+        database: bool = False,
     ) -> None:
         """Say what to start; nothing is started or written yet.
 
@@ -190,6 +193,8 @@ class LiteLLM:
             litellm_settings: added to that section of the configuration.
             environment: added to its environment.
             free_sso: let single sign-on redirect although there is no database.
+            database: LiteLLM's own authentication, with the keys that a `Database` in the same
+                directory knows, in the place of `identities`.
         """
         self.version = version
         self.log = directory / "litellm.log"
@@ -205,6 +210,7 @@ class LiteLLM:
         self._litellm_settings = dict(litellm_settings or {})
         self._environment = dict(environment or {})
         self._free_sso = free_sso
+        self._database = database
         self._process: ManagedProcess | None = None
 
     @property
@@ -358,6 +364,10 @@ class LiteLLM:
         callbacks = ["prometheus"]
         if self._identity_headers:
             callbacks.append("sidecar_identity.identity_headers")
+        authentication = {"custom_auth": "rig_auth.authenticate"}
+        if self._database:
+            callbacks.append("rig_database.installed")
+            authentication = {}
         return {
             "model_list": [*_models(self._provider_url, credentials), *self._models],
             "litellm_settings": {
@@ -372,7 +382,7 @@ class LiteLLM:
             "router_settings": {"disable_cooldowns": True, "num_retries": 0},
             "general_settings": {
                 "master_key": MASTER_KEY,
-                "custom_auth": "rig_auth.authenticate",
+                **authentication,
                 **self._general_settings,
             },
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from sidecar.config import Settings
 from sidecar.exchange import Observer
 from sidecar.lifecycle import Lifecycle
 from tests.support.process import ManagedProcess, free_port
+from tests.support.secrets import assert_no_keys
 
 __all__ = ["Running", "SidecarProcess", "running", "sidecar_process", "until"]
 
@@ -62,8 +64,13 @@ class Running:
 async def running(
     upstream: str, *, observer: Observer | None = None, **settings: Any
 ) -> AsyncIterator[Running]:
-    """Run a sidecar on free ports, and stop it at the end."""
+    """Run a sidecar on free ports, and stop it at the end.
+
+    Its prices come from its settings alone, so that nothing but what a test sends reaches its
+    upstream.
+    """
     values: dict[str, Any] = {"port": 0, "admin_port": 0, "drain_timeout_s": 2.0}
+    values["price_sources"] = ("file", "package")
     sidecar = Sidecar(Settings(upstream=upstream, **(values | settings)), observer=observer)
     lifecycle = Lifecycle(sidecar)
     task = asyncio.create_task(lifecycle.run())
@@ -103,6 +110,21 @@ class SidecarProcess:
         """The admin port's address."""
         return f"http://127.0.0.1:{self.admin_port}"
 
+    def open_files(self) -> int:
+        """How many file descriptors the process has."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def cpu_s(self) -> float:
+        """How much time of a processor the process has used."""
+        # Fields 14 and 15, of which the name, field 2, may hold blanks.
+        text = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2]
+        return sum(map(int, text.split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The lines of its log with this event."""
+        lines = [json.loads(line) for line in self.process.log.read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
     def resident_bytes(self) -> int:
         """How much memory the process has resident."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -117,11 +139,15 @@ def sidecar_process(
     environment: Mapping[str, str],
     *,
     wait: bool = True,
+    max_open_files: int | None = None,
     module: str = "sidecar",
 ) -> Iterator[SidecarProcess]:
-    """Run `sidecar serve` as a user would; `environment` holds its settings.
+    """Run `sidecar serve` as a user would.
 
     Args:
+        environment: its settings.
+        wait: until it serves.
+        max_open_files: the limit of its process; that of this one if not given.
         module: what has the command `serve`.
     """
     port, admin_port = free_port(), free_port()
@@ -133,9 +159,16 @@ def sidecar_process(
         "SIDECAR_DRAIN_DELAY_S": "0",
         "SIDECAR_DRAIN_TIMEOUT_S": "2",
         "SIDECAR_FINAL_SCRAPE_WAIT_S": "0",
+        # So that nothing but what a test sends reaches its upstream.
+        "SIDECAR_PRICE_SOURCES": "file,package",
+        # What must not be in the log must not be there at any level.
+        "SIDECAR_LOG_LEVEL": "debug",
     }
+    command = [sys.executable, "-m", module, "serve"]
+    if max_open_files is not None:
+        command = ["sh", "-c", f'ulimit -n {max_open_files}; exec "$@"', "sh", *command]
     process = ManagedProcess(
-        [sys.executable, "-m", module, "serve"],
+        command,
         directory=directory,
         log=directory / "sidecar.log",
         environment=settings | dict(environment),
@@ -147,6 +180,7 @@ def sidecar_process(
         yield sidecar
     finally:
         process.stop()
+        assert_no_keys(process.log.read_bytes(), "the sidecar's output")
 
 
 def _answers(url: str) -> bool:

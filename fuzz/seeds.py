@@ -1,0 +1,72 @@
+"""Writes the inputs that fuzzing begins with, made of the repository's own test data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import brotli
+import zstandard
+
+from fuzz.harness import CONTROL_BYTES
+
+__all__ = ["write_seeds"]
+
+DATA = Path(__file__).parents[1] / "tests" / "data"
+_ENCODE = (gzip.compress, zlib.compress, brotli.compress, zstandard.ZstdCompressor().compress)
+
+
+def _bodies(suffix: str) -> list[bytes]:
+    found = sorted((DATA / "anthropic").glob(f"*{suffix}"))
+    return [path.read_bytes() for path in found if ".expected." not in path.name]
+
+
+def _cases(name: str) -> list[bytes]:
+    lines = (DATA / "smuggling" / name).read_text().splitlines()
+    return [json.loads(line)["bytes"].encode("latin-1") for line in lines]
+
+
+def _seeds(target: str) -> Iterator[tuple[bytes, int]]:
+    """Give inputs of a target, and what the control bytes of each are to say."""
+    streams, messages = _bodies(".sse"), _bodies(".json")
+    if target in ("tap", "rewrite"):
+        yield from ((body, seed << 6) for body in messages for seed in range(2))
+        yield from ((body, seed << 6 | 1) for body in streams for seed in range(2))
+    if target == "tap":
+        for coding, encode in enumerate(_ENCODE, 3):
+            yield from ((encode(body), 1 << 6 | coding << 1 | 1) for body in streams)
+    elif target == "decoding":
+        for coding, encode in enumerate(_ENCODE):
+            yield from ((encode(body), 1 << 2 | coding) for body in messages)
+            yield encode(b"\0" * 200_000), 1 << 2 | coding
+    elif target == "sse":
+        yield from ((body.replace(b'"usage"', b'"u"'), 1) for body in streams)
+    elif target == "response":
+        yield from ((raw, seed << 4 | 8) for raw in _cases("responses.jsonl") for seed in (0, 1))
+    elif target == "head":
+        yield from ((raw, 1 << 4) for raw in _cases("requests.jsonl"))
+    elif target == "chunks":
+        bodies = [raw.partition(b"\r\n\r\n")[2] for raw in _cases("requests.jsonl")]
+        yield from ((body, 1) for body in bodies)
+    elif target == "handshake":
+        yield from ((raw, 0) for raw in _cases("handshakes.jsonl"))
+    elif target == "answer":
+        yield from ((raw, seed << 1 | 1) for raw in _cases("responses.jsonl") for seed in (0, 1))
+        for raw in _cases("handshakes.jsonl"):
+            yield raw.replace(b"GET /a HTTP/1.1", b"HTTP/1.1 101 Switching Protocols"), 1 << 1
+
+
+def write_seeds(target: str, folder: Path) -> None:
+    """Write the seeds of a target into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (body, control) in zip(count(), _seeds(target), strict=False):
+        (folder / f"seed-{number}").write_bytes(body + control.to_bytes(CONTROL_BYTES, "big"))
+
+
+if __name__ == "__main__":
+    write_seeds(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,218 @@
+"""Whose a call is, said by a real LiteLLM in each of the ways there are: in headers that the
+callback adds, in answers to questions about a key, and in its own metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.calls import ask_now, body_for, post, request, samples
+from tests.support.clouds import Clouds
+from tests.support.litellm import MASTER_KEY, STAR, VERSIONS, LiteLLM, find_litellm
+from tests.support.litellm_database import Database
+from tests.support.prometheus import Prometheus, find_prometheus
+from tests.support.requirements import require
+from tests.support.running import SidecarProcess, sidecar_process
+
+ROOT = Path(__file__).parents[2]
+VIEWER = "sk-viewer-1"
+RESPONSES = "litellm_sidecar_responses_total"
+LOOKUPS = "litellm_sidecar_identity_lookups_total"
+MODEL = "claude-direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A LiteLLM that has keys of its own."""
+
+    litellm: LiteLLM
+    database: Database
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def rig(
+    request: pytest.FixtureRequest, clouds: Clouds, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rig]:
+    """Run a real LiteLLM of each version that looks keys up, without the callback."""
+    version = request.param
+    require(find_litellm(version), f"LiteLLM {version}")
+    directory = tmp_path_factory.mktemp("litellm-keys")
+    database = Database(directory)
+    database.put_user("viewer", "proxy_admin_viewer")
+    database.put_user("somebody", "internal_user")
+    database.put_key(VIEWER, user_id="viewer")
+    with LiteLLM(
+        version,
+        clouds.url,
+        directory,
+        identity_headers=False,
+        database=True,
+        # It keeps what it knows of a key for a minute, unless told otherwise.
+        general_settings={"user_api_key_cache_ttl": 1},
+        environment={"DEFAULT_MANAGEMENT_OBJECT_IN_MEMORY_CACHE_TTL": "1"},
+    ) as running:
+        yield Rig(running, database)
+
+
+def rows(sidecar: SidecarProcess, name: str) -> list[tuple[dict[str, str], float]]:
+    text = ask_now(sidecar.admin_url, request("GET", "/metrics")).body.decode()
+    return [
+        ({key: re.sub(r"\\(.)", r"\1", label) for key, label in labels.items()}, value)
+        for found, labels, value in samples(text)
+        if found == name
+    ]
+
+
+def value(sidecar: SidecarProcess, name: str, **labels: str) -> float:
+    return sum(value for found, value in rows(sidecar, name) if labels.items() <= found.items())
+
+
+def call(url: str, key: str, *, stream: bool = False) -> None:
+    answer = ask_now(url, post(body_for(MODEL, "identity", stream=stream), key))
+    assert (answer.status, answer.complete) == (200, True), answer.body
+
+
+def wait(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+def test_callback_names_team_and_key(litellm: LiteLLM, tmp_path: Path, *, stream: bool) -> None:
+    """The headers of the shipped callback come with JSON and with streams, and names of any
+    characters arrive whole."""
+    settings = {"SIDECAR_UPSTREAM": litellm.url, "SIDECAR_LABELS": "team_alias,api_key_alias"}
+    with sidecar_process(tmp_path, settings) as sidecar:
+        answer = ask_now(sidecar.url, post(body_for(MODEL, "names", stream=stream), STAR.key))
+        assert (answer.status, answer.complete) == (200, True)
+        assert re.fullmatch(rb"[\w%.~-]+", answer.header(b"x-litellm-team-alias") or b"")
+        grown = [labels for labels, number in rows(sidecar, RESPONSES) if number]
+        names = [(labels["team_alias"], labels["api_key_alias"]) for labels in grown]
+        assert names == [(STAR.team_alias, STAR.key_alias)]
+
+
+def test_look_ups_name_team_and_key(rig: Rig, tmp_path: Path) -> None:
+    """A key with the role of a viewer is enough to learn the names of all keys, one question a
+    key; a key that changes team is followed."""
+    rig.database.put_team("t1", "Équipe ★")
+    rig.database.put_key("sk-one", team_id="t1", key_alias="ci/β", user_id="somebody")
+    rig.database.put_key("sk-alone", user_id="somebody")
+    secret = tmp_path / "secret"
+    secret.write_text(f"{VIEWER}\n")
+    settings = {
+        "SIDECAR_UPSTREAM": rig.litellm.url,
+        "SIDECAR_LITELLM_KEY_FILE": str(secret),
+        "SIDECAR_IDENTITY_TTL_S": "2",
+        "SIDECAR_LABELS": "team_alias,api_key_alias",
+    }
+    with sidecar_process(tmp_path, settings) as sidecar:
+
+        def counted(team: str, alias: str) -> float:
+            return value(sidecar, RESPONSES, team_alias=team, api_key_alias=alias)
+
+        call(sidecar.url, "sk-one")
+        call(sidecar.url, "sk-one", stream=True)
+        call(sidecar.url, "sk-alone")
+        call(sidecar.url, MASTER_KEY)
+        wait(lambda: counted("Équipe ★", "ci/β") == 2)
+        wait(lambda: counted("None", "None") == 1)
+        wait(lambda: counted("unknown", "unknown") == 1)
+        assert value(sidecar, LOOKUPS, source="key_info", result="found") == 2
+        assert value(sidecar, LOOKUPS, source="key_info", result="not_found") == 1
+        assert value(sidecar, LOOKUPS, source="team_list", result="found") == 1
+
+        rig.database.put_team("t2", None)
+        rig.database.put_team("t3", 'new, "quoted" \\ 100%')
+        rig.database.put_key("sk-one", team_id="t3", key_alias="ci/β", user_id="somebody")
+        changed = time.monotonic()
+        while not counted('new, "quoted" \\ 100%', "ci/β"):
+            assert time.monotonic() - changed < 15
+            call(sidecar.url, "sk-one")
+        log = sidecar.process.log.read_text()
+    for secret_text in (VIEWER, "sk-one", hashlib.sha256(b"sk-one").hexdigest()):
+        assert secret_text not in log
+
+
+@pytest.mark.parametrize("key", ["sk-nobody", "sk-plain"])
+def test_role_that_is_too_low(rig: Rig, tmp_path: Path, key: str) -> None:
+    """A key without the role, or none at all, costs the names, and the log says what is wrong."""
+    rig.database.put_key("sk-plain", user_id="somebody")
+    rig.database.put_team("t1", "red")
+    rig.database.put_key("sk-two", team_id="t1", user_id="else")
+    settings = {"SIDECAR_UPSTREAM": rig.litellm.url, "SIDECAR_LITELLM_KEY": key}
+    with sidecar_process(tmp_path, settings) as sidecar:
+        call(sidecar.url, "sk-two")
+        wait(lambda: value(sidecar, RESPONSES, team_alias="unknown") == 1)
+        assert value(sidecar, LOOKUPS, source="key_info", result="refused") == 1
+        assert "LiteLLM refuses the key (40" in sidecar.process.log.read_text()
+
+
+def join() -> str:
+    """Read the join from the page that offers it."""
+    text = (ROOT / "docs" / "teams.md").read_text()
+    (expression,) = re.findall(r"```promql\n(.*?)```", text, flags=re.DOTALL)
+    return str(expression)
+
+
+def test_prometheus_joins_the_names(rig: Rig, tmp_path: Path) -> None:
+    """Without callback, key or file: the join of the page gives each key's series the names that
+    LiteLLM has for it, also while a key that changed team has two."""
+    require(find_prometheus(), "Prometheus")
+    rig.database.put_team("t1", "Équipe ★")
+    rig.database.put_team("t2", "blue")
+    rig.database.put_key("sk-join-1", team_id="t1", key_alias="ci", user_id="somebody")
+    rig.database.put_key("sk-join-2", user_id="somebody", key_alias="alone")
+    settings = {
+        "SIDECAR_UPSTREAM": rig.litellm.url,
+        "SIDECAR_LABELS": "model,team_alias,hashed_api_key",
+    }
+    with sidecar_process(tmp_path, settings) as sidecar:
+        targets = {
+            "sidecar": sidecar.admin_url.removeprefix("http://"),
+            "litellm": f"{rig.litellm.url.removeprefix('http://')}/metrics/",
+        }
+        (tmp_path / "prometheus").mkdir()
+        with Prometheus(targets, tmp_path / "prometheus") as prometheus:
+            prometheus.wait_for_scrapes(1)
+            call(sidecar.url, "sk-join-1")
+            call(sidecar.url, "sk-join-2")
+            prometheus.wait_for_scrapes(2)
+
+            def joined() -> dict[tuple[str, str], float]:
+                found = prometheus.query(join())
+                named = {(row["team_alias"], row["api_key_alias"]): n for row, n in found}
+                assert len(named) == len(found), found
+                return named
+
+            def ours() -> dict[str, float]:
+                found = prometheus.query(
+                    "sum by (hashed_api_key) (increase(litellm_sidecar_input_tokens_total[1h])) > 0"
+                )
+                return {row["hashed_api_key"]: n for row, n in found}
+
+            wait(lambda: len(joined()) == 2)
+            hashes = [hashlib.sha256(key).hexdigest() for key in (b"sk-join-1", b"sk-join-2")]
+            own = ours()
+            assert set(own) == set(hashes)
+            named = joined()
+            assert set(named) == {("Équipe ★", "ci"), ("None", "alone")}
+
+            rig.database.put_key("sk-join-1", team_id="t2", key_alias="ci", user_id="somebody")
+            both = f'litellm_proxy_total_requests_metric_total{{hashed_api_key="{hashes[0]}"}}'
+            deadline = time.monotonic() + 20
+            while len(prometheus.query(f"count by (team_alias) ({both})")) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(1.2)  # 1.83 keeps what it knows for as long as it is asked for
+                call(sidecar.url, "sk-join-1")
+            named = joined()
+            assert len(named) == 2, "one row a key, whatever it was called before"
+            assert ("None", "alone") in named
