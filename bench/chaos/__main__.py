@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import shutil
 import signal
 import sys
 
 import uvloop
 
 from bench.chaos.run import Report, run
+from tests.support.prometheus import find_prometheus
 
 _SHOWN = 20
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=8, help="of the upstream")
     parser.add_argument("--seed", type=int, default=None, help="drawn, and printed, if not given")
     arguments = parser.parse_args()
-    if shutil.which("prometheus") is None:
+    if find_prometheus() is None:
         sys.exit("Prometheus is needed: no `prometheus` on PATH")
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}", flush=True)

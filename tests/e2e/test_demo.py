@@ -231,6 +231,30 @@ def test_the_printed_call_works(tmp_path: Path) -> None:
     assert "litellm_cache_hits_metric_total{" in first
 
 
+def test_the_printed_report_works(tmp_path: Path) -> None:
+    """The command, pasted into a shell, sums up what the demo has counted."""
+    with running(tmp_path) as (_, said):
+        command = next(line for line in said.splitlines() if " -m sidecar report " in line)
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=ROOT,
+            env=environment(tmp_path) | {"COLUMNS": "200"},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [cells(line) for line in done.stdout.splitlines() if line.startswith("claude-")]
+    assert [row[1] for row in rows].count("search") == 2
+    total = next(cells(line) for line in done.stdout.splitlines() if line.startswith("all "))
+    # The calls of the round, and those that went on.
+    played = re.search(r"^(\d+) calls were made", said, re.MULTILINE)
+    assert played is not None
+    assert int(total[1]) == sum(int(next(filter(str.isdigit, row))) for row in rows)
+    assert int(total[1]) >= int(played[1])
+
+
 def test_it_ends_by_itself_after_its_time(tmp_path: Path) -> None:
     """A demo that nobody ends does not run for ever."""
     program = (
