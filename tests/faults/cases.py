@@ -1054,7 +1054,7 @@ def codings() -> Iterator[Case]:
         lambda: [
             Scripts([(Read(), Send(coded(coding, body)))], ASKS)
             for coding, pack in packers
-            for body in (JSON_BODY, pack(BLANKS)[:20] + b"\xff" * 99)
+            for body in (JSON_BODY, pack(BLANKS)[:10] + b"\x07\xff" * 99)
         ],
         Same(),
         Counts(status="invalid"),
