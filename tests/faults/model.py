@@ -32,7 +32,7 @@ __all__ = [
     "Whole",
 ]
 
-MEMORY_BYTES = 48 << 20
+MEMORY_BYTES = 64 << 20
 """How much the process may grow in a case, at its highest. A JSON answer is kept up to 4 MiB, an
 event up to 1 MiB, and JSON that msgspec refuses is read by the standard library's decoder, which
 makes up to ten times its size of it."""
