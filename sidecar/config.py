@@ -247,8 +247,8 @@ class Settings(BaseSettings):
         "Size from which on that file is renamed to `PATH.1`, and a new one begun.",
         "bytes; 0 where something else rotates it",
     )
-    usage_log_files: Annotated[int, Field(ge=1, le=1000)] = _setting(
-        10, "Renamed files that are kept.", "1 to 1000"
+    usage_log_files: Annotated[int, Field(ge=1, le=100)] = _setting(
+        10, "Renamed files that are kept.", "1 to 100"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "Least severity that is logged.", "debug, info, warning or error"

@@ -309,7 +309,7 @@ class RequestFacts(NamedTuple):
     caching_asked: bool | None = None
     """Whether a `cache_control` stands anywhere in the request."""
     hour_asked: bool | None = None
-    """Whether one of them asks for the TTL of one hour."""
+    """Whether one of them asks for the TTL of one hour; `None` where nobody wanted to know."""
 
 
 class Observation(NamedTuple):

@@ -15,7 +15,7 @@ from sidecar.account.litellm import AskError, LiteLLM
 from sidecar.account.metrics import Costs
 from sidecar.account.price_file import PriceFile
 from sidecar.account.price_litellm import CostMap, deployments_in
-from sidecar.account.price_package import VERSION
+from sidecar.account.price_package import VERSION, load_package
 from sidecar.account.pricing import Pricing
 from sidecar.errors import ConfigError
 
@@ -69,6 +69,8 @@ class PriceKeeper:
         self._clock = clock
         self._failing: set[str] = set()
         self._package = "package" in sources
+        if self._package:
+            load_package()
         self._file = PriceFile(file) if file is not None and "file" in sources else None
         self.pricing = Pricing(file=self._file, package=self._package, clock=clock)
         self._feeds = [

@@ -93,6 +93,8 @@ class Pricing:
         self.deployments: Mapping[str, Deployment] = {}
         self.missed_deployment = False
         """Whether a deployment has answered that is not among them."""
+        self.ttls_wanted = False
+        """Whether a response could not be priced for want of what its request asked for."""
         self._package = package
         self._clock = clock
         self._cards: dict[Asked, Card | Unpriced] = {}
@@ -135,9 +137,10 @@ class Pricing:
                 observation.terms.web_search_requests or 0,
                 # LiteLLM can write to the cache on its own account, for how long it likes: what
                 # the request says holds if it asked for caching itself.
-                only_5m=facts.caching_asked is True and not facts.hour_asked,
+                only_5m=facts.caching_asked is True and facts.hour_asked is False,
             )
         if isinstance(result, Unpriced):
+            self.ttls_wanted = self.ttls_wanted or result is Unpriced.UNKNOWN_TTL
             self._tell(asked, result)
         return result
 

@@ -210,6 +210,7 @@ async def _sidecar(upstream: str, directory: Path, stop: asyncio.Event) -> Async
         admin_port=0,
         team_file=directory / _TEAM_FILE,
         usage_log=directory / _USAGE_LOG,
+        price_sources=("package",),  # there is no LiteLLM to ask
         drain_timeout_s=1,
     )
     lifecycle = Lifecycle(Sidecar(settings))

@@ -266,12 +266,10 @@ class StreamReading:
             self._merge(self._plain_counts(usage))
             tools = usage.server_tool_use
             searches = None if tools is None else tools.web_search_requests
-            said = Terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
-            if said != NO_TERMS:
-                self._merge_terms(said)
+            self._merge_terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
         elif isinstance(usage, dict):
             self._merge(self._any_counts(usage))
-            self._merge_terms(self._any_terms(usage))
+            self._merge_terms(*self._any_terms(usage))
         elif usage is not None:
             self._faults.append("usage is not an object")
 
@@ -294,11 +292,17 @@ class StreamReading:
             )
         self.usage = said
 
-    def _merge_terms(self, said: Terms) -> None:
-        known = self.terms
-        self.terms = Terms._make(
-            old if new is None else new for new, old in zip(said, known, strict=True)
-        )
+    def _merge_terms(
+        self, tier: str | None, speed: str | None, geo: str | None, searches: int | None
+    ) -> None:
+        if tier is None and speed is None and geo is None and searches is None:
+            return
+        said, known = Terms(tier, speed, geo, searches), self.terms
+        if known is not NO_TERMS:
+            said = Terms._make(
+                old if new is None else new for new, old in zip(said, known, strict=True)
+            )
+        self.terms = said
 
     def _plain_counts(self, usage: _PlainUsage) -> Usage:
         """Read a usage all of whose counts are counts."""

@@ -14,7 +14,7 @@ from sidecar.account.price_file import PriceFile
 from sidecar.account.price_litellm import CostMap, deployments_in
 from sidecar.account.pricing import Asked, Card, Pricing
 from sidecar.account.rates import ATTO, Cost, RateClass, Unpriced
-from sidecar.exchange import Usage
+from sidecar.exchange import Observation, Status, Usage
 from tests.account.test_ledger import exchange
 
 NOW = 1_795_500_000.0  # 2026-11-24
@@ -350,6 +350,23 @@ def test_a_model_without_price_is_logged_once(caplog: pytest.LogCaptureFixture) 
         ("response_unpriced", "unknown_model", "alias"),
         ("response_unpriced", "no_write_1h_rate", "claude-sonnet-4-5"),
     ]
+
+
+def test_ttls_are_wanted_once_an_answer_leaves_them_open() -> None:
+    """To learn them from requests costs a search of each: nobody pays it who needs it not."""
+    given = pricing(entries={"claude-sonnet-4-5": SONNET | HOUR})
+    split = exchange(model="claude-sonnet-4-5", usage=Usage(7, 16, 0, 300, 200, 100), hour=None)
+    total = exchange(model="claude-sonnet-4-5", usage=Usage(7, 16, 0, 300), hour=None)
+    assert total.observation is not None
+    wanted = []
+    for each, kind in ((split, Cost), (total, Unpriced)):
+        assert isinstance(given.price(each, each.observation or Observation(Status.MISSING)), kind)
+        wanted.append(given.ttls_wanted)
+    assert wanted == [False, True]
+    known = total._replace(facts=total.facts._replace(hour_asked=False))
+    assert isinstance(given.price(known, total.observation), Cost)
+    own_account = known._replace(facts=known.facts._replace(caching_asked=False))
+    assert given.price(own_account, total.observation) is Unpriced.UNKNOWN_TTL
 
 
 def test_an_answer_without_usage_is_neither_priced_nor_unpriced() -> None:

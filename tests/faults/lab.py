@@ -253,7 +253,7 @@ async def _listen(upstream: Upstream) -> None:
 
 def _tasks(log: Path) -> list[int]:
     """Return what was said so far of the number of tasks."""
-    return [int(number) for number in re.findall(r"tasks=(\d+)\n", log.read_text())]
+    return [int(number) for number in re.findall(r"tasks=(\d+)", log.read_text())]
 
 
 def _kilobytes(path: Path, name: str) -> int:
