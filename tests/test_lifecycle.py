@@ -131,7 +131,7 @@ async def test_connection_that_waits_to_be_accepted_is_served() -> None:
     edge = functools.partial(Edge, listener=listener)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
-        server = _server(answering()(Served()), http=edge, ws="none", drain_s=1)
+        server = _server(answering()(Served()), http=edge, ws="none")
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         await until(lambda: server.started)
         with socket.create_connection(listening.getsockname()) as client:
@@ -139,7 +139,9 @@ async def test_connection_that_waits_to_be_accepted_is_served() -> None:
             answer = asyncio.get_running_loop().run_in_executor(None, client.recv, 1000)
             # Nothing has been awaited since: the loop had no occasion to accept it.
             listener.announcing = listener.closing = True
-            await server.shutdown([listening])
+            stopping = server.shutdown([listening])
+            server.force_exit = True  # it has no patrol
+            await stopping
             assert (await answer).startswith(b"HTTP/1.1 200 OK\r\n")
         serving.cancel()
         await asyncio.wait([serving])

@@ -117,17 +117,18 @@ def test_descriptor_that_does_not_block(pipe: Pipe) -> None:
 _FILLING = """
 import os
 import sys
-from resource import RLIMIT_FSIZE, setrlimit
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from sidecar.lines import LineWriter
 from tests.support.running import ROOT
 
 # No file may be longer, which is for a line what a full disk is.
-setrlimit(RLIMIT_FSIZE, (60, 1000))
+_, most = getrlimit(RLIMIT_FSIZE)
+setrlimit(RLIMIT_FSIZE, (60, most))
 writer = LineWriter(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT))
 for number in range(5):
     writer.usage.write(b"%d: a line of 24 letters.\\n" % number)
 assert writer.flush(10)
-setrlimit(RLIMIT_FSIZE, (1000, 1000))
+setrlimit(RLIMIT_FSIZE, (most, most))
 writer.process.write(b"room\\n")
 assert writer.flush(10)
 print(dict(writer.usage.losses.by_fault), writer.process.losses.total)

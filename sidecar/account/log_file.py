@@ -80,11 +80,14 @@ class LogFile:
         written = 0
         try:
             written = os.write(self._descriptor, data)
-            while written < len(data):  # what a full disk does; the next attempt says why
+            if written < len(data):  # what a full disk does; the next attempt says why
                 written += os.write(self._descriptor, data[written:])
         except OSError as exc:
             self._failed = True
             self.losses.add(fault_of(exc), exc.strerror or "")
+        else:
+            if written < len(data):
+                self.losses.add(LogFault.NO_SPACE)
         if written:
             self._size += written
             self._torn = data[written - 1] != ord("\n")

@@ -22,9 +22,9 @@ __all__ = ["DecodingError", "ExpansionError", "codings_of", "decoder_for"]
 
 PIECE_BYTES = 64 * 1024
 STEP_BYTES = 4 * 1024
-"""Input is decoded in steps of so many bytes, counted from the body's first one, and each step
-grants the next what it may expand to: whether a body expands too far does not depend on how it
-is cut."""
+"""Input is decoded in steps of so many bytes, counted from the body's first one, and each is
+granted at its beginning what it may expand to: whether a body expands too far does not depend on
+how it is cut."""
 MAX_EXPANSION = 100
 """Bytes out for each byte in. Event streams of short deltas reach about 30 with brotli."""
 _FREE_BYTES = 1024 * 1024
@@ -67,7 +67,7 @@ class _Budget:
     def __init__(self, step_bytes: int) -> None:
         self._step_bytes = step_bytes
         self._in = 0
-        self._left = _FREE_BYTES
+        self._left = _FREE_BYTES + MAX_EXPANSION * step_bytes
 
     def steps(self, data: bytes) -> Iterator[bytes]:
         """Cut input into steps, or the parts of them that have come."""

@@ -162,7 +162,7 @@ async def test_killed_under_full_load(tmp_path: Path) -> None:
             "SIDECAR_UPSTREAM": up.url,
             "SIDECAR_USAGE_LOG": str(path),
             "SIDECAR_USAGE_LOG_MAX_BYTES": "30000",
-            "SIDECAR_USAGE_LOG_FILES": "1000",
+            "SIDECAR_USAGE_LOG_FILES": "100",
         }
         for kill in (1, 2):
             with sidecar_process(tmp_path, settings) as sidecar:
