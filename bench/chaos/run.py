@@ -46,8 +46,6 @@ class Report:
     lives: list[Life]
     seconds: float
     """In which exchanges were made."""
-    before: State
-    after: State
     leaks: list[str]
     exit_codes: list[int]
     log_tails: list[str]
@@ -240,17 +238,7 @@ class _Run:
         leaks = _compare(before, after)
         if self.standin.open_connections:
             leaks.append(f"{self.standin.open_connections} connections to the upstream are open")
-        return Report(
-            verdict,
-            self._books,
-            lives,
-            self._seconds,
-            before,
-            after,
-            leaks,
-            self._exit_codes,
-            tails,
-        )
+        return Report(verdict, self._books, lives, self._seconds, leaks, self._exit_codes, tails)
 
     async def stop(self) -> None:
         """See to it that nothing runs on."""
