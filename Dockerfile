@@ -31,7 +31,7 @@ LABEL org.opencontainers.image.title="litellm-cache-sidecar" \
 COPY --from=build /opt/sidecar /opt/sidecar
 
 # A container is reached from outside, so it listens on all addresses. Nothing is written to
-# disk: a read-only root file system will do.
+# disk, unless SIDECAR_USAGE_LOG names a file: a read-only root file system will do.
 ENV PATH="/opt/sidecar/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

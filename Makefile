@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-tools microbench leaks chaos soak fuzz lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,12 +44,16 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BENCH_BIN)/python -m bench.scrape
 
-check: $(READY) ## Lint, type-check, check who imports whom, and compare the generated docs.
+bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
+	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
+
+check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
+	$(BIN)/python scripts/locks.py
 
 format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/ruff format .
@@ -67,6 +71,9 @@ bench-tools: .bench/python/.ready $(BENCH_READY)
 microbench: .bench/python/.ready ## Measure the tap alone against the committed baseline (ARGS=--update: make a new one).
 	$(BENCH_BIN)/python -m bench.microbench $(ARGS)
 
+costs: $(READY) $(LITELLM_READY) ## Compare what LiteLLM says that calls cost with what is true.
+	$(BIN)/python -m bench.costs --write docs/prices.md
+
 leaks: bench-tools ## Put 100,000 requests through, cut 10% of them, and see whether anything stays.
 	$(BENCH_BIN)/python -m bench.leaks $(ARGS)
 
@@ -82,8 +89,19 @@ soak: .bench/python/.ready ## Run for 10 minutes at half of capacity; writes ben
 	$(BIN)/python $(PIP) --python $(@D) install --no-deps --require-hashes -r $<
 	@touch $@
 
+faults: $(READY) ## Play the faults of docs/faults.md with all their variants (two minutes).
+	FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
 fuzz: $(FUZZ)/.ready ## Feed the parsers what nobody would send (ARGS: targets and seconds, fuzz/README.md).
 	@$(FUZZ)/bin/python -m fuzz.run $(ARGS)
+
+audit: .audit/.ready ## Look up known vulnerabilities of what the image installs (needs a network).
+	.audit/bin/python -m pip_audit --strict --require-hashes --disable-pip -r requirements/runtime.txt
+
+.audit/.ready: requirements/audit.txt
+	$(PYTHON) -m venv --clear .audit
+	.audit/bin/python $(PIP) install --no-deps --require-hashes -r $<
+	@touch $@
 
 $(FUZZ)/.ready: requirements/runtime.txt requirements/fuzz.txt
 	$(PYTHON) -m venv --clear $(FUZZ)
@@ -120,9 +138,9 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade pyproject.toml -o requirements/runtime.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade pyproject.toml --group dev -o requirements/dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/build.in -o requirements/build.txt
-	for f in bench bench-all fuzz; do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/$$f.in -o requirements/$$f.txt; done
+	for f in bench bench-all fuzz audit; do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/$$f.in -o requirements/$$f.txt; done
 	cd bench/portkey && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .bench .fuzz .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist

@@ -14,9 +14,9 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,7 +28,9 @@ from sidecar.lifecycle import Lifecycle
 from sidecar.logs import set_up_logging
 from tests.support.process import ManagedProcess
 
-__all__ = ["State", "ask", "samples", "start"]
+__all__ = ["State", "ask", "run_until_terminated", "samples", "start"]
+
+T = TypeVar("T")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SAID = re.compile(r"tasks=(\d+) connections=(\d+)")
@@ -118,6 +120,23 @@ def samples(admin_port: int) -> list[tuple[dict[str, str], float]]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     ]
+
+
+def run_until_terminated(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in uvloop. Whoever ends it by SIGTERM wants what it started ended, too."""
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        # A handler of Python's would raise within whatever callback runs at that moment.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run())
+    except asyncio.CancelledError:
+        sys.exit(143)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def draw(title: str, x_title: str, xs: Sequence[float], panels: Sequence[Panel])
     Args:
         xs: of each value in every panel; they begin at or behind zero.
     """
-    x_step = _step(max(xs))
-    x_end = math.ceil(max(xs) / x_step) * x_step
+    x_end = max(xs)
+    x_step = _step(x_end)
     height = _TOP + len(panels) * (_HEIGHT + _GAP) - _GAP + _BOTTOM
     width = _LEFT + _WIDTH + _RIGHT
     parts = [
@@ -52,7 +52,7 @@ def draw(title: str, x_title: str, xs: Sequence[float], panels: Sequence[Panel])
         top = _TOP + number * (_HEIGHT + _GAP)
         parts += _panel(panel, [x / x_end for x in xs], top)
     bottom = _TOP + len(panels) * (_HEIGHT + _GAP) - _GAP
-    for tick in range(round(x_end / x_step) + 1):
+    for tick in range(int(x_end / x_step) + 1):
         at = _LEFT + tick * x_step / x_end * _WIDTH
         parts.append(
             f'<text class="middle" x="{at:.1f}" y="{bottom + 18}">{tick * x_step:g}</text>'

@@ -179,17 +179,20 @@ def events(
         if len(block) > max_bytes:
             skipped = skipped or wanted
             continue
-        name, data, stray = _read_event(block)
+        name, data, stray = _read_event(block, terminated)
         (found if wanted and terminated else late).append((name, data, terminated, stray))
     return found + late, skipped
 
 
-def _read_event(block: bytes) -> tuple[bytes, bytes, bool]:
+def _read_event(block: bytes, terminated: bool) -> tuple[bytes, bytes, bool]:
     name, stray = b"", False
     data: list[bytes] = []
-    for line in block.split(b"\n"):
+    lines = block.split(b"\n")
+    for number, line in enumerate(lines, 1):
         if line.startswith(b":"):
             continue
+        if not terminated and number == len(lines) and b":" not in line:
+            continue  # the stream was cut, and that is the beginning of a field's name
         match = re.fullmatch(rb"([^:]*)(?:: ?(.*))?", line, re.DOTALL)
         assert match is not None
         field, value = match[1], match[2] or b""

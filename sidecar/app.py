@@ -71,11 +71,15 @@ through a thousand in less than 1 ms."""
 class _Observer:
     """Makes the readers of `observe` for the relay."""
 
-    def __init__(self, max_request_bytes: int) -> None:
+    def __init__(self, max_request_bytes: int, prices: PriceKeeper | None) -> None:
         self._max_request_bytes = max_request_bytes
+        self._prices = prices
+
+    def _ttls_wanted(self) -> bool:
+        return self._prices is not None and self._prices.pricing.ttls_wanted
 
     def read_request(self, route: Route, dialect: Dialect, headers: RawHeaders) -> RequestReader:
-        return BodyReader(headers, self._max_request_bytes)
+        return BodyReader(headers, self._max_request_bytes, ttls=self._ttls_wanted())
 
     def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
         return tap_for(dialect, status_code, headers)
@@ -161,7 +165,7 @@ class Sidecar:
         capacity = Capacity(settings.max_concurrent_requests or None)
         self.relay = Relay(
             self.upstream,
-            observer or _Observer(settings.max_request_capture_bytes),
+            observer or _Observer(settings.max_request_capture_bytes, self.prices),
             self.ledger,
             forwarded,
             rewriting=self._rewriter(settings),

@@ -22,8 +22,16 @@ import click
 import uvloop
 
 from sidecar import __version__
+from sidecar.account.price_report import price_lines
+from sidecar.account.rates import STANDARD
 from sidecar.app import Sidecar
-from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
+from sidecar.config import (
+    PREFIX,
+    Settings,
+    load_admin_address,
+    load_settings,
+    unknown_settings,
+)
 from sidecar.descriptors import raise_limit
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
@@ -86,23 +94,58 @@ def check() -> None:
     async def probe() -> str | None:
         sidecar.readiness.started = True
         try:
-            return await sidecar.readiness.reason()
+            reason = await sidecar.readiness.reason()
+            if reason is None and sidecar.prices is not None:
+                logger.addHandler(logging.NullHandler())  # what failed is said below
+                await sidecar.prices.refresh()
+            return reason
         finally:
             await sidecar.aclose()
 
     reason = _run(probe())
     if reason is not None:
         raise StartError(f"the settings are sound, but LiteLLM does not answer: {reason}")
+    for line in sidecar.prices.describe() if sidecar.prices is not None else ():
+        click.echo(f"prices from {line}")
     click.echo(f"ok: LiteLLM answers at {settings.upstream}")
+
+
+@cli.command()
+@click.option("--tier", default=STANDARD, show_default=True, help="Service tier of the answer.")
+@click.option("--geo", default="", help="Where the answer was made (inference_geo), such as us.")
+@click.argument("models", nargs=-1, required=True)
+def prices(models: tuple[str, ...], tier: str, geo: str) -> None:
+    """Say what models would cost, and from which source each price comes.
+
+    Prices are USD per million tokens, and per thousand web searches.
+    """
+    sidecar = Sidecar(load_settings())
+    keeper = sidecar.prices
+    if keeper is None:
+        raise StartError("no source of prices is in use: SIDECAR_PRICE_SOURCES is empty")
+
+    async def refresh() -> None:
+        logger.addHandler(logging.NullHandler())  # what failed is said below
+        try:
+            await keeper.refresh()
+        finally:
+            await sidecar.aclose()
+
+    _run(refresh())
+    for line in keeper.describe():
+        click.echo(line)
+    for model in models:
+        for line in price_lines(keeper.pricing, model, tier=tier, geo=geo):
+            click.echo(line)
 
 
 @cli.command()
 @click.option("--ready", is_flag=True, help="Ask /readyz instead of /healthz.")
 def healthcheck(ready: bool) -> None:
     """Ask a running sidecar how it is; for probes that run a command."""
-    settings = load_settings()
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.admin_host, settings.admin_host)  # noqa: S104
-    url = f"http://{authority(host, settings.admin_port)}/{'readyz' if ready else 'healthz'}"
+    host, port = load_admin_address()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    url = f"http://{authority(host, port)}/{'readyz' if ready else 'healthz'}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as response:

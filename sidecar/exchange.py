@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 __all__ = [
     "LABEL_NAMES",
+    "NO_REMARKS",
     "NO_TERMS",
     "NO_USAGE",
     "PRICE_SOURCES",
@@ -28,6 +29,7 @@ __all__ = [
     "Outcome",
     "RawHeaders",
     "RefusalReason",
+    "Remarks",
     "RequestFacts",
     "RequestReader",
     "Rewrite",
@@ -312,6 +314,23 @@ NO_TERMS = Terms()
 """Nothing was said."""
 
 
+class Remarks(NamedTuple):
+    """What an answer said of itself that is neither tokens nor price; as the wire spells it."""
+
+    stop_reason: str | None = None
+    """`stop_reason`, `finish_reason` or `stopReason`."""
+    cache_miss_reason: str | None = None
+    """`diagnostics.cache_miss_reason`: why nothing was read from the cache, if that was asked."""
+    web_fetch_requests: int | None = None
+    """`usage.server_tool_use.web_fetch_requests`, uses; cumulative in a stream."""
+    iterations: tuple[str, ...] = ()
+    """Types of `usage.iterations`, in their order."""
+
+
+NO_REMARKS = Remarks()
+"""Nothing was said."""
+
+
 class RequestFacts(NamedTuple):
     """What the request body asked for; `None` where it could not be read."""
 
@@ -322,7 +341,7 @@ class RequestFacts(NamedTuple):
     caching_asked: bool | None = None
     """Whether a `cache_control` stands anywhere in the request."""
     hour_asked: bool | None = None
-    """Whether one of them asks for the TTL of one hour."""
+    """Whether one of them asks for the TTL of one hour; `None` where nobody wanted to know."""
 
 
 class Observation(NamedTuple):
@@ -337,6 +356,7 @@ class Observation(NamedTuple):
     fault: str = ""
     """Why the status is not `complete`, in words for a person; empty otherwise."""
     terms: Terms = NO_TERMS
+    remarks: Remarks = NO_REMARKS
 
 
 class Exchange(NamedTuple):

@@ -13,7 +13,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from time import monotonic
 from typing import Any, Literal, cast
@@ -31,6 +31,8 @@ logger = logging.getLogger("sidecar")
 
 _SCRAPED_LATELY_S = 120.0
 """A scraper that was not seen for this long is not waited for."""
+_LAST_ANSWERS_S = 1.0
+"""How long the admin port may take to end."""
 _CANCELLED_TASKS_S = 2.0
 """How long tasks that were cut may take to account for their exchanges."""
 _BACKLOG = 2048
@@ -114,14 +116,13 @@ class Lifecycle:
         """
         sidecar, settings = self._sidecar, self._settings
         edge = partial(Edge, listener=self._listener)
-        # uvicorn's own time-out cancels tasks and does not wait for them: `_drain` does both.
-        data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel, drain_s=None)
+        data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel)
         # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.
-        admin_listener = Listener(_ADMIN_LIMITS, lambda reason: None)
+        admin_listener = Listener(_ADMIN_LIMITS, lambda _: None, quiet_s=0.0)
         admin_edge = partial(Edge, listener=admin_listener)
-        admin = _server(sidecar.admin, http=admin_edge, ws="none", drain_s=1)
+        admin = _server(sidecar.admin, http=admin_edge, ws="none")
         beside = [
-            asyncio.create_task(Patrol(server.server_state.connections, turned_away).run())
+            _beside(Patrol(server.server_state.connections, turned_away).run())
             for server, turned_away in (
                 (data, self._listener.turned_away),
                 (admin, admin_listener.turned_away),
@@ -134,7 +135,7 @@ class Lifecycle:
                 await asyncio.sleep(0.01)
                 _check_alive(data_task, admin_task)
             sidecar.readiness.started = True
-            beside.append(asyncio.create_task(sidecar.watch()))
+            beside.append(_beside(sidecar.watch()))
             self.serving.set()
             logger.info(
                 "serving",
@@ -147,11 +148,11 @@ class Lifecycle:
             await _first(self._stop.wait(), data_task, admin_task)
             _check_alive(data_task, admin_task)
             await self._drain(data, data_task)
+            await self._end(admin, admin_task, admin_listener, _LAST_ANSWERS_S)
         finally:
             self._now.set()
-            for server in (data, admin):
-                server.should_exit = True
-            await asyncio.gather(data_task, admin_task, return_exceptions=True)
+            await self._end(data, data_task, self._listener, 0)
+            await self._end(admin, admin_task, admin_listener, 0)
             for task in beside:
                 task.cancel()
             await sidecar.aclose()
@@ -164,31 +165,36 @@ class Lifecycle:
         logger.info("draining", extra={"signal": self._signal.name if self._signal else None})
         if terminated:
             await self._pause(self._settings.drain_delay_s)
-        await self._end_exchanges(data, data_task)
-        # All exchanges have ended and are accounted for. What is still owed to the metrics,
-        # such as names that are being looked up, has to be settled here.
+        running = set(data.server_state.tasks)
+        cut = await self._end(data, data_task, self._listener, self._settings.drain_timeout_s)
+        logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
+        # All exchanges have ended. Those whose owners are being looked up have still to be counted.
+        await _first(self._sidecar.flush(), self._now.wait())
         if terminated:
             await self._await_final_scrape()
 
-    async def _end_exchanges(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
-        """Take no more connections, let what runs end in its time, and cut the rest."""
-        running = set(data.server_state.tasks)
-        self._listener.closing = True
-        data.should_exit = True
-        timeout = asyncio.sleep(self._settings.drain_timeout_s)
-        await _first(data_task, self._now.wait(), timeout)
-        cut = set(data.server_state.tasks)
+    async def _end(
+        self,
+        server: uvicorn.Server,
+        serving: asyncio.Task[None],
+        listener: Listener,
+        timeout_s: float,
+    ) -> set[asyncio.Task[None]]:
+        """End a server: let what runs end in its time, and cut the rest; returns what was cut."""
+        listener.announcing = listener.closing = True
+        server.should_exit = True
+        await _first(serving, self._now.wait(), asyncio.sleep(timeout_s))
+        cut = set(server.server_state.tasks)
         for task in cut:
             task.cancel()
         if cut:
             await asyncio.wait(cut, timeout=_CANCELLED_TASKS_S)
         # What is left are clients that do not take the end of their answers.
-        for connection in (*data.server_state.connections, *self._listener.turned_away):
+        for connection in (*server.server_state.connections, *listener.turned_away):
             cast("Edge", connection).abort()
-        data.force_exit = True
-        await data_task
-        await _first(self._sidecar.flush(), self._now.wait())
-        logger.info("drained", extra={"ended": len(running - cut), "cut": len(cut)})
+        server.force_exit = True
+        await asyncio.wait([serving])
+        return cut
 
     async def _await_final_scrape(self) -> None:
         """Wait for a scrape that shows every final count, if anybody scrapes.
@@ -235,7 +241,6 @@ def _server(
     *,
     http: Callable[..., asyncio.Protocol],
     ws: type[asyncio.Protocol] | Literal["none"],
-    drain_s: int | None,
 ) -> _Server:
     config = uvicorn.Config(
         cast("Any", app),
@@ -254,7 +259,8 @@ def _server(
         forwarded_allow_ips="",
         workers=1,
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=drain_s,
+        # It would cancel tasks and not wait for them; `_end` does both.
+        timeout_graceful_shutdown=None,
     )
     return _Server(config)
 
@@ -308,6 +314,18 @@ async def _first(*awaitables: Any) -> None:
     for awaitable, task in zip(awaitables, own, strict=True):
         if task is not awaitable:
             task.cancel()
+
+
+def _beside(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run what goes on beside the servers. They go on without it, but not without a word."""
+
+    def say(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            logger.error("task_failed", exc_info=fault)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(say)
+    return task
 
 
 def _check_alive(*tasks: asyncio.Task[None]) -> None:

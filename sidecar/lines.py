@@ -88,10 +88,11 @@ class LineWriter:
         self._sleep.acquire()
         self._asleep = True
         self._hurry = threading.Event()
-        self._thread: threading.Thread | None = None
         self.usage = Channel(self)
         self.process = Channel(self)
         """The process's own log."""
+        # A daemon: nobody may have to wait for it, not even the end of the process.
+        threading.Thread(target=self._run, name="lines", daemon=True).start()
 
     def put(self, channel: Channel, line: bytes) -> None:
         """Take a line for a channel."""
@@ -104,10 +105,6 @@ class LineWriter:
             if self._asleep:
                 self._asleep = False
                 self._sleep.release()
-            if self._thread is None:
-                # A daemon: nobody may have to wait for it, not even the end of the process.
-                self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
-                self._thread.start()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all is written, or the time is over; returns whether it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from datetime import UTC, datetime
 from traceback import format_tb
@@ -15,6 +16,8 @@ from sidecar.lines import LineWriter
 __all__ = ["set_up_logging"]
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+# What JSON lets stand as it is, and a terminal may obey: DEL, C1 controls, line separators.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029]")
 # uvicorn's word for what is our way of cutting a response whose upstream died.
 _CUT = "ASGI callable returned without completing response."
 
@@ -31,7 +34,8 @@ class _JsonFormatter(logging.Formatter):
         line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        text = json.dumps(line, default=str, ensure_ascii=False)
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
         """Give the frames and the names of the exceptions; what these say could quote a key or a

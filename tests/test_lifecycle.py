@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import signal
 import socket
@@ -13,10 +14,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sidecar.app import Sidecar
+from sidecar.lifecycle import _server
+from sidecar.proxy.edge import Edge, Limits, Listener
 from tests.support.bodies import stream
+from tests.support.edges import Served, answering
 from tests.support.process import free_port
 from tests.support.running import running, sidecar_process, until
-from tests.support.wire import Received, ask, read_answer, upstream
+from tests.support.wire import Received, ask, connected, read_answer, upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -118,6 +123,56 @@ async def test_stream_that_does_not_end_is_cut(tmp_path: Path, twice: bool) -> N
             writer.close()
     (drained,) = [line for line in log_of(tmp_path) if line["event"] == "drained"]
     assert drained["cut"] == 1
+
+
+async def test_connection_that_waits_to_be_accepted_is_served() -> None:
+    """Its client takes itself for connected, and has sent its request, when the port closes."""
+    listener = Listener(Limits(), lambda _: None)
+    edge = functools.partial(Edge, listener=listener)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        server = _server(answering()(Served()), http=edge, ws="none")
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        await until(lambda: server.started)
+        with socket.create_connection(listening.getsockname()) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: llm.test\r\n\r\n")
+            answer = asyncio.get_running_loop().run_in_executor(None, client.recv, 1000)
+            # Nothing has been awaited since: the loop had no occasion to accept it.
+            listener.announcing = listener.closing = True
+            stopping = server.shutdown([listening])
+            server.force_exit = True  # it has no patrol
+            await stopping
+            assert (await answer).startswith(b"HTTP/1.1 200 OK\r\n")
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
+async def test_work_beside_the_servers_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and requests are served without it."""
+
+    async def watch(_: Sidecar) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Sidecar, "watch", watch)
+    async with upstream(HEAD + STREAM) as up, running(up.url) as side:
+        assert (await ask(side.host, POST)).status == 200
+    (said,) = [record for record in caplog.records if record.message == "task_failed"]
+    assert said.exc_info is not None
+
+
+async def test_clients_of_the_admin_port_hold_up_nothing(tmp_path: Path) -> None:
+    """Not one that is idle, nor one that asks for more and more and reads nothing."""
+    with sidecar_process(tmp_path, {"SIDECAR_UPSTREAM": "http://127.0.0.1:9"}) as side:
+        address = ("127.0.0.1", side.admin_port)
+        async with connected(address) as idle, connected(address, limit=1024) as stuck:
+            metrics = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+            assert (await idle.ask(metrics)).status == 200
+            stuck.send(metrics * 1000)
+            await until(lambda: side.logged("serving"))
+            side.process.send(signal.SIGTERM)
+            assert await asyncio.to_thread(side.process.exit_code, timeout_s=8) == 0
 
 
 @pytest.mark.parametrize("setting", ["SIDECAR_PORT", "SIDECAR_ADMIN_PORT"])

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from sidecar.exchange import LogFault
 from sidecar.lines import LineWriter
+from tests.support.running import ROOT
 
 _PIPE_BYTES = 4096
 
@@ -28,7 +33,8 @@ class Pipe:
         got = b""
         deadline = time.monotonic() + timeout_s
         while not got.endswith(until):
-            assert time.monotonic() < deadline, got[-200:]
+            left = max(0.0, deadline - time.monotonic())
+            assert select.select([self.reading], [], [], left)[0], got[-200:]
             got += os.read(self.reading, 1 << 20)
         return got
 
@@ -42,13 +48,6 @@ def pipe() -> Iterator[Pipe]:
     for descriptor in (made.reading, made.writing):
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def _wait(condition: object, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_lines_of_both_logs_keep_their_order(pipe: Pipe) -> None:
@@ -82,6 +81,7 @@ def test_reader_that_stands_still(pipe: Pipe) -> None:
     assert writer.usage.losses.by_fault == {LogFault.BUFFER_FULL: 80}
     assert writer.process.losses.by_fault == {LogFault.BUFFER_FULL: 1}
     assert pipe.read(line * 20) == line * 20
+    assert writer.flush(5)
     writer.usage.write(b"last\n")
     assert pipe.read(b"last\n") == b"last\n"
     assert writer.flush(5)
@@ -99,3 +99,56 @@ def test_nobody_reads_any_more(pipe: Pipe) -> None:
     assert writer.usage.losses.by_fault == {LogFault.CLOSED: 2}
     assert writer.process.losses.by_fault == {LogFault.CLOSED: 1}
     assert writer.usage.losses.details == {LogFault.CLOSED: "Broken pipe"}
+
+
+def test_descriptor_that_does_not_block(pipe: Pipe) -> None:
+    """Whoever shares it may have made it so; nothing is lost by that."""
+    os.set_blocking(pipe.writing, False)
+    writer = LineWriter(pipe.writing)
+    lines = [b"%d" % number + b"x" * 300 + b"\n" for number in range(500)]
+    for line in lines:
+        writer.usage.write(line)
+    assert not writer.flush(0.05)  # the pipe is full
+    assert pipe.read(lines[-1]) == b"".join(lines)
+    assert writer.flush(5)
+    assert writer.usage.losses.total == 0
+
+
+_FILLING = """
+import os
+import sys
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+from sidecar.lines import LineWriter
+from tests.support.running import ROOT
+
+# No file may be longer, which is for a line what a full disk is.
+_, most = getrlimit(RLIMIT_FSIZE)
+setrlimit(RLIMIT_FSIZE, (60, most))
+writer = LineWriter(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+for number in range(5):
+    writer.usage.write(b"%d: a line of 24 letters.\\n" % number)
+assert writer.flush(10)
+setrlimit(RLIMIT_FSIZE, (most, most))
+writer.process.write(b"room\\n")
+assert writer.flush(10)
+print(dict(writer.usage.losses.by_fault), writer.process.losses.total)
+"""
+
+
+def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
+    """Of lines that are written together those that got out whole are not lost, and one that is
+    cut off spoils no other."""
+    path = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", _FILLING, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == "{<LogFault.NO_SPACE: 'no_space'>: 3} 0\n"
+    whole = b"0: a line of 24 letters.\n1: a line of 24 letters.\n"
+    assert path.read_bytes() == whole + b"2: a line of 24 letters.\n"[: 60 - len(whole)] + (
+        b"\nroom\n"
+    )

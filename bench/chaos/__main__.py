@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import random
-import shutil
-import signal
 import sys
 
-import uvloop
-
 from bench.chaos.run import Report, run
+from bench.inspected import run_until_terminated
+from tests.support.prometheus import find_prometheus
 
 _SHOWN = 20
 
@@ -52,22 +49,19 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=8, help="of the upstream")
     parser.add_argument("--seed", type=int, default=None, help="drawn, and printed, if not given")
     arguments = parser.parse_args()
-    if shutil.which("prometheus") is None:
+    if find_prometheus() is None:
         sys.exit("Prometheus is needed: no `prometheus` on PATH")
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}", flush=True)
-    # Whoever ends this by SIGTERM wants what it started ended, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(
-            run(
-                arguments.exchanges,
-                seed,
-                clients=arguments.clients,
-                restarts=arguments.restarts,
-                say=lambda text: print(text, flush=True),
-            )
+    report = run_until_terminated(
+        run(
+            arguments.exchanges,
+            seed,
+            clients=arguments.clients,
+            restarts=arguments.restarts,
+            say=lambda text: print(text, flush=True),
         )
+    )
     print_report(report)
     if not report.passed:
         sys.exit(f"not all is as it has to be (seed {seed})")

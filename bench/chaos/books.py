@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bench.chaos.plans import Plan, plan
@@ -40,6 +42,8 @@ class Attempt:
     """Bytes of the answer, head and framing included, that the kernel took."""
     ending: str = ""
     """How the stand-in ended it: `keep`, `fin`, `rst`, `hold`, `restart`, `gone`."""
+    disturbed: bool = False
+    """Whether the upstream or the sidecar went away meanwhile."""
     arrival: asyncio.Event | None = None
     """Set at each arrival at the client, while somebody waits for one."""
 
@@ -60,12 +64,25 @@ class Books:
     refused: int = 0
     """Connections that the sidecar did not take: no exchange began."""
     restarts: int = 0
+    _disturbing: bool = False
+
+    @contextmanager
+    def disturbing(self) -> Iterator[None]:
+        """Note that the upstream, or the sidecar, is away or about to leave."""
+        for attempt in self.attempts:
+            if attempt.plan is not None:
+                attempt.disturbed = True
+        self._disturbing = True
+        try:
+            yield
+        finally:
+            self._disturbing = False
 
     def begin(self) -> tuple[Attempt, Plan]:
         """Open the next exchange."""
         number = len(self.attempts)
         made = plan(self.seed, number)
-        attempt = Attempt(number, made)
+        attempt = Attempt(number, made, disturbed=self._disturbing)
         self.attempts.append(attempt)
         return attempt, made
 

@@ -27,6 +27,9 @@ STATUSES = ("complete", "partial", "missing", "invalid", "oversized", "encoded",
 OUTCOMES = ("hit", "write", "not_cached", "not_asked", "unreported", "unknown")
 
 _P = "litellm_sidecar_"
+_OWN_ERRORS = ("stale_connection", "connection_lost", "malformed_response")
+"""What comes of connections that break before the head, and of what stands behind an answer."""
+
 Line = dict[str, Any]
 Samples = Collection[tuple[Mapping[str, str], float]]
 
@@ -121,19 +124,14 @@ def _judge_one(
     plan = books.plan_of(attempt)
     truths, may_be_absent = _truths(plan, attempt)
     said = [_said(line) for line in lines]
-    if attempt.fault:
-        verdict.offences.append(_evidence(plan, attempt, lines, attempt.fault))
-    if attempt.seen > 1 and plan.method == "POST":
-        verdict.offences.append(_evidence(plan, attempt, lines, "the request was sent twice"))
-    fault = ""
+    faults = _broken_promises(plan, attempt)
     if len(said) > 1:
-        fault = "more than one line"
+        faults.append("more than one line")
     elif not said and not may_be_absent:
-        fault = "no line"
+        faults.append("no line")
     elif said and said[0] not in truths:
-        fault = f"none of {truths}" if truths else "a line, where none can be"
-    if fault:
-        verdict.offences.append(_evidence(plan, attempt, lines, fault))
+        faults.append(f"none of {truths}" if truths else "a line, where none can be")
+    verdict.offences += [_evidence(plan, attempt, lines, fault) for fault in faults]
     if attempt.complete and any(truth.reading.status == "complete" for truth in truths):
         verdict.whole += 1
     one = len(truths) + may_be_absent == 1
@@ -143,6 +141,28 @@ def _judge_one(
         verdict.by_bounds += 1
         if said and said[0] in truths:
             _add(chosen, said[0])
+
+
+def _broken_promises(plan: Plan, attempt: Attempt) -> list[str]:
+    """Say what went wrong between client and stand-in, whatever was counted."""
+    faults = [attempt.fault] if attempt.fault else []
+    if attempt.seen > 1 and plan.method == "POST":
+        faults.append("the request was sent twice")
+    whole = plan.ended(attempt.sent) and attempt.received == plan.promised
+    if attempt.own_error:
+        if attempt.own_error not in _OWN_ERRORS and not attempt.disturbed:
+            faults.append("the sidecar refused, and nothing called for it")
+    elif attempt.complete and not whole:
+        faults.append("the client saw an end that the stand-in did not send")
+    elif (
+        plan.leaving is None
+        and plan.then in ("keep", "fin")
+        and plan.stop_at == len(plan.wire)
+        and plan.ended(plan.stop_at)
+        and not (attempt.complete or attempt.disturbed)
+    ):
+        faults.append("the answer was whole, and did not arrive")
+    return faults
 
 
 def _truths(plan: Plan, attempt: Attempt) -> tuple[set[Truth], bool]:

@@ -23,6 +23,7 @@ MODELS = ("claude-sonnet-4-5", "claude-opus-4-1", "claude-haiku-4-5", "team-chat
 TEAMS = ("Team Red", "Team Blue", "équipe", "None")
 _TEAM_HEADERS = ("Team Red", "Team%20Blue", "%C3%A9quipe", "None")
 _ERRORS = (400, 401, 403, 404, 429, 500, 503, 529)
+_LONG_BYTES = 50_000
 _OVERSIZED_EVENT_BYTES = 1_100_000
 _OVERSIZED_BODY_BYTES = 4_300_000
 
@@ -252,7 +253,8 @@ def plan(seed: int, number: int) -> Plan:
 
 
 _KINDS = (
-    ("plain", 900),
+    ("plain", 895),
+    ("long", 5),
     ("refused", 35),
     ("no usage", 15),
     ("wrong count", 15),
@@ -384,9 +386,10 @@ def _names(made: Plan) -> dict[str, object]:
     }
 
 
-def _text(chance: random.Random) -> str:
+def _text(chance: random.Random, kind: str) -> str:
     # It talks of what is looked for, as answers may.
-    return 'a breakpoint, "usage" and \\"usage\\"; ' * chance.randrange(1, 20)
+    times = chance.randrange(1, 20) * (100 if kind == "long" else 1)
+    return 'a breakpoint, "usage" and \\"usage\\"; ' * times
 
 
 def _make_unobserved(made: Plan) -> None:
@@ -410,7 +413,7 @@ def _make_message(made: Plan, chance: random.Random, kind: str) -> None:
     if split is not None:
         usage["cache_creation"] = split
     known = _known(counts, split, output)
-    content = _text(chance)
+    content = _text(chance, kind)
     answer = {**_names(made), "content": [{"type": "text", "text": content}], "usage": usage}
     if kind in ("error first", "error amid"):
         made.name = kind = "plain"  # of streams alone
@@ -464,7 +467,7 @@ def _make_stream(made: Plan, chance: random.Random, kind: str) -> None:
         block: dict[str, object] = {"type": "text", "text": ""}
         stream.add("content_block_start", index=0, content_block=block)
         for _ in range(chance.randrange(0, 8)):
-            delta = {"type": "text_delta", "text": _text(chance)}
+            delta = {"type": "text_delta", "text": _text(chance, kind)}
             stream.add("content_block_delta", index=0, delta=delta)
             if chance.random() < 0.1:
                 stream.add("ping")
@@ -592,7 +595,9 @@ def _disturb(made: Plan, chance: random.Random) -> None:
         made.gap_s = chance.random() * 0.004  # as a model writes
     elif chance.random() < 0.7:
         made.cuts = []  # all at once
-    if fault == "none" or (len(made.wire) > 1_000_000 and fault != "stall"):
+    if fault == "none" or len(made.wire) > _OVERSIZED_EVENT_BYTES:
+        return
+    if fault == "single bytes" and len(made.wire) > _LONG_BYTES:
         return
     if made.method == "GET" and fault == "leaves in body":
         return

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from bench.chaos.books import Books
 from bench.chaos.client import drive
-from bench.chaos.judge import Life, Samples, Verdict, judge, read_lines
+from bench.chaos.judge import Life, Verdict, judge, read_lines
 from bench.chaos.standin import StandIn
 from bench.inspected import State, ask, start
 from tests.support.process import ManagedProcess, free_port
@@ -29,10 +29,11 @@ _WARM_UP_SHARE = 0.05
 _UPSTREAM_DOWN_S = 0.1
 _STOPS_WITHIN_S = 60.0
 _RESTS_WITHIN_S = 15.0
+_LOOK_BACK = "6h"
+"""Longer than a run: of a life that has ended Prometheus has the last sample."""
 _SETTINGS = {
     "SIDECAR_DRAIN_DELAY_S": "0.2",
     "SIDECAR_DRAIN_TIMEOUT_S": "1",
-    "SIDECAR_LOG_LEVEL": "info",
 }
 
 
@@ -44,8 +45,7 @@ class Report:
     books: Books
     lives: list[Life]
     seconds: float
-    before: State
-    after: State
+    """In which exchanges were made."""
     leaks: list[str]
     exit_codes: list[int]
     log_tails: list[str]
@@ -61,28 +61,36 @@ class Report:
 class _Process:
     """One life of the sidecar."""
 
-    def __init__(self, number: int, directory: Path, port: int, upstream_port: int) -> None:
-        self.admin_port = free_port()
+    def __init__(self, log: Path, usage_log: Path, port: int) -> None:
         self.lines: list[bytes] = []
+        """What it wrote to the usage log."""
+        self._log = log
+        self._usage_log = usage_log
         self._port = port
-        self._log = directory / f"sidecar-{number}.log"
-        self._settings = _SETTINGS | {
-            "SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
-            "SIDECAR_USAGE_LOG": str(directory / "usage.jsonl"),
-        }
+        self._admin_port = free_port()
         self.process: ManagedProcess | None = None
 
     @property
     def instance(self) -> str:
         """Its name in Prometheus."""
-        return f"127.0.0.1:{self.admin_port}"
+        return f"127.0.0.1:{self._admin_port}"
 
-    def start(self) -> None:
-        self.process = start(self._log, self._port, self.admin_port, self._settings)
+    def selector(self, *matchers: str) -> str:
+        """Select its series in PromQL."""
+        return "{" + ",".join([f'instance="{self.instance}"', *matchers]) + "}"
+
+    def start(self, upstream_port: int) -> None:
+        """Start it, and wait until it serves."""
+        settings = _SETTINGS | {
+            "SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
+            "SIDECAR_USAGE_LOG": str(self._usage_log),
+        }
+        self.process = start(self._log, self._port, self._admin_port, settings)
 
     def state(self) -> State:
+        """Ask it what it holds."""
         assert self.process is not None
-        return ask(self.process, self.admin_port)
+        return ask(self.process, self._admin_port)
 
     def terminate(self) -> int:
         """End it as Kubernetes does, and return its exit code."""
@@ -96,6 +104,7 @@ class _Process:
             self.process.stop()
 
     def log_tail(self) -> str:
+        """The end of what it logged."""
         assert self.process is not None
         return self.process.log_tail()
 
@@ -108,112 +117,136 @@ async def run(
     Args:
         restarts: of the upstream.
     """
-    books = Books(seed)
-    standin = StandIn(books)
-    standin.start()
-    port = free_port()
     with TemporaryDirectory(prefix="chaos-") as name:
-        directory = Path(name)
-        lives = [_Process(number, directory, port, standin.port) for number in (1, 2)]
-        targets = {"sidecar": [life.instance for life in lives]}
-        prometheus = Prometheus(targets, directory)
+        made = _Run(Path(name), Books(seed), clients, say)
+        made.standin.start()
         try:
-            await asyncio.to_thread(lives[0].start)
-            await asyncio.to_thread(prometheus.__enter__)
-            try:
-                return await _run(
-                    exchanges,
-                    port,
-                    books,
-                    standin,
-                    lives,
-                    prometheus,
-                    directory,
-                    clients=clients,
-                    restarts=restarts,
-                    say=say,
-                )
-            finally:
-                await asyncio.to_thread(prometheus.__exit__, None, None, None)
+            await made.start()
+            before = await made.warm_up(int(exchanges * _WARM_UP_SHARE))
+            await made.load(exchanges, restarts)
+            after = await made.rest(before)
+            await made.end()
+            return await made.report(before, after)
         finally:
-            for life in lives:
-                await asyncio.to_thread(life.stop)
-            await standin.stop()
+            await made.stop()
 
 
-async def _run(
-    exchanges: int,
-    port: int,
-    books: Books,
-    standin: StandIn,
-    lives: list[_Process],
-    prometheus: Prometheus,
-    directory: Path,
-    *,
-    clients: int,
-    restarts: int,
-    say: Callable[[str], None],
-) -> Report:
-    usage_log = directory / "usage.jsonl"
-    # Its first scrape may take some seconds; its connection belongs to what is held at rest.
-    await asyncio.to_thread(prometheus.wait_for, f'up{{instance="{lives[0].instance}"}} == 1')
-    began = time.monotonic()
-    warm_up = int(exchanges * _WARM_UP_SHARE)
-    await drive(books, port, clients=clients, until=lambda: len(books.attempts) >= warm_up)
-    before = await _at_rest(lives[0], standin, None)
-    say(f"at rest after {warm_up:,} exchanges: {before}")
+class _Run:
+    """A run, step by step."""
 
-    total = warm_up + exchanges
-    load = asyncio.create_task(
-        drive(books, port, clients=clients, until=lambda: len(books.attempts) >= total)
-    )
-    exit_codes = []
-    for turn in range(1, restarts + 2):
-        await _until(books, warm_up + exchanges * turn // (restarts + 2), load)
-        if turn == restarts // 2 + 1:
-            say(f"SIGTERM after {len(books.attempts):,} exchanges")
-            exit_codes.append(await asyncio.to_thread(lives[0].terminate))
-            lives[0].lines = await asyncio.to_thread(read_lines, usage_log)
-            await asyncio.to_thread(lives[1].start)
-            say(f"a new process serves; {books.refused:,} connections were refused meanwhile")
-        else:
-            await standin.restart(_UPSTREAM_DOWN_S)
-    await load
-    seconds = time.monotonic() - began
-    after = await _at_rest(lives[1], standin, before)
-    say(f"at rest after {len(books.attempts):,} exchanges: {after}")
-    exit_codes.append(await asyncio.to_thread(lives[1].terminate))
-    lines = await asyncio.to_thread(read_lines, usage_log)
-    lives[1].lines = lines[len(lives[0].lines) :]
-    samples = [await asyncio.to_thread(_final_samples, prometheus, life) for life in lives]
-    evidence = [Life(life.lines, values) for life, values in zip(lives, samples, strict=True)]
-    verdict = await asyncio.to_thread(judge, books, evidence)
-    leaks = _compare(before, after)
-    if standin.open_connections:
-        leaks.append(f"{standin.open_connections} connections to the upstream are open")
-    tails = [life.log_tail() for life in lives]
-    for number, tail in enumerate(tails, 1):
-        if '"no_final_scrape"' in tail or '"final_scrape"' not in tail:
-            verdict.offences.append(f"life {number} ended without a final scrape")
-    return Report(verdict, books, evidence, seconds, before, after, leaks, exit_codes, tails)
+    def __init__(
+        self, directory: Path, books: Books, clients: int, say: Callable[[str], None]
+    ) -> None:
+        self.standin = StandIn(books)
+        self._books = books
+        self._clients = clients
+        self._say = say
+        self._directory = directory
+        self._usage_log = directory / "usage.jsonl"
+        self._port = free_port()
+        self._lives: list[_Process] = []
+        self._prometheus: Prometheus | None = None
+        self._exit_codes: list[int] = []
+        self._seconds = 0.0
 
+    async def start(self) -> None:
+        """Start the sidecar's first life, and what scrapes it."""
+        self._lives = [
+            _Process(self._directory / f"sidecar-{number}.log", self._usage_log, self._port)
+            for number in (1, 2)
+        ]
+        await asyncio.to_thread(self._lives[0].start, self.standin.port)
+        targets = {"sidecar": [life.instance for life in self._lives]}
+        prometheus = Prometheus(targets, self._directory)
+        self._prometheus = await asyncio.to_thread(prometheus.__enter__)
+        # The first scrape takes some seconds; its connection belongs to what is held at rest.
+        await asyncio.to_thread(prometheus.wait_for, f"up{self._lives[0].selector()} == 1")
 
-async def _until(books: Books, count: int, load: asyncio.Task[None]) -> None:
-    while len(books.attempts) < count and not load.done():  # noqa: ASYNC110 - others count
-        await asyncio.sleep(0.01)
+    async def warm_up(self, exchanges: int) -> State:
+        """Let everything happen once, and say what the sidecar then holds at rest."""
+        await self._drive(exchanges)
+        return await self.rest(None)
 
+    async def load(self, exchanges: int, restarts: int) -> None:
+        """Make exchanges while the upstream goes away and comes back, and the sidecar once."""
+        books, first = self._books, len(self._books.attempts)
+        task = asyncio.create_task(self._drive(exchanges))
+        for turn in range(1, restarts + 2):
+            due = first + exchanges * turn // (restarts + 2)
+            while len(books.attempts) < due and not task.done():  # noqa: ASYNC110 - others count
+                await asyncio.sleep(0.01)
+            if turn == restarts // 2 + 1:
+                await self._succeed()
+            else:
+                await self.standin.restart(_UPSTREAM_DOWN_S)
+        await task
 
-async def _at_rest(life: _Process, standin: StandIn, wanted: State | None) -> State:
-    """Say what a sidecar holds when nothing is asked of it and idle connections are gone."""
-    deadline = time.monotonic() + _RESTS_WITHIN_S
-    while True:
-        await asyncio.sleep(0.5)
-        state = await asyncio.to_thread(life.state)
-        resting = not (state.connections or state.in_flight or standin.open_connections)
-        if resting and (wanted is None or not _compare(wanted, state)):
-            return state
-        if time.monotonic() > deadline:
-            return state
+    async def _drive(self, exchanges: int) -> None:
+        books = self._books
+        total, began = len(books.attempts) + exchanges, time.monotonic()
+        await drive(
+            books, self._port, clients=self._clients, until=lambda: len(books.attempts) >= total
+        )
+        self._seconds += time.monotonic() - began
+
+    async def _succeed(self) -> None:
+        """Drain the first life, and start the second in its place."""
+        old, new = self._lives
+        self._say(f"SIGTERM after {len(self._books.attempts):,} exchanges")
+        with self._books.disturbing():
+            self._exit_codes.append(await asyncio.to_thread(old.terminate))
+            old.lines = await asyncio.to_thread(read_lines, self._usage_log)
+            await asyncio.to_thread(new.start, self.standin.port)
+        self._say(f"a new process serves; {self._books.refused:,} connections were refused")
+
+    async def rest(self, wanted: State | None) -> State:
+        """Say what the sidecar holds when nothing is asked of it and idle connections are gone."""
+        life = self._lives[len(self._exit_codes)]
+        deadline = time.monotonic() + _RESTS_WITHIN_S
+        while True:
+            await asyncio.sleep(0.5)
+            state = await asyncio.to_thread(life.state)
+            resting = not (state.connections or state.in_flight or self.standin.open_connections)
+            as_wanted = resting and (wanted is None or not _compare(wanted, state))
+            if as_wanted or time.monotonic() > deadline:
+                self._say(f"at rest after {len(self._books.attempts):,} exchanges: {state}")
+                return state
+
+    async def end(self) -> None:
+        """End the second life."""
+        old, new = self._lives
+        self._exit_codes.append(await asyncio.to_thread(new.terminate))
+        lines = await asyncio.to_thread(read_lines, self._usage_log)
+        new.lines = lines[len(old.lines) :]
+
+    async def report(self, before: State, after: State) -> Report:
+        """Compare everything with everything."""
+        return await asyncio.to_thread(self._report, before, after)
+
+    def _report(self, before: State, after: State) -> Report:
+        assert self._prometheus is not None
+        lives = []
+        for life in self._lives:
+            series = life.selector('__name__=~"litellm_.*"')
+            samples = self._prometheus.query(f"last_over_time({series}[{_LOOK_BACK}])")
+            lives.append(Life(life.lines, samples))
+        verdict = judge(self._books, lives)
+        tails = [life.log_tail() for life in self._lives]
+        for number, tail in enumerate(tails, 1):
+            if '"final_scrape"' not in tail:
+                verdict.offences.append(f"life {number} ended without a final scrape")
+        leaks = _compare(before, after)
+        if self.standin.open_connections:
+            leaks.append(f"{self.standin.open_connections} connections to the upstream are open")
+        return Report(verdict, self._books, lives, self._seconds, leaks, self._exit_codes, tails)
+
+    async def stop(self) -> None:
+        """See to it that nothing runs on."""
+        if self._prometheus is not None:
+            await asyncio.to_thread(self._prometheus.__exit__, None, None, None)
+        for life in self._lives:
+            await asyncio.to_thread(life.stop)
+        await self.standin.stop()
 
 
 def _compare(before: State, after: State) -> list[str]:
@@ -228,10 +261,3 @@ def _compare(before: State, after: State) -> list[str]:
         if getattr(after, name)
     ]
     return faults
-
-
-def _final_samples(prometheus: Prometheus, life: _Process) -> Samples:
-    """All series of a life, as they were scraped last."""
-    return prometheus.query(
-        f'last_over_time({{instance="{life.instance}",__name__=~"litellm_.*"}}[3h])'
-    )

@@ -60,10 +60,11 @@ class StandIn:
 
     async def restart(self, down_s: float) -> None:
         """Go away, and come back."""
-        await self.stop()
-        self._books.restarts += 1
-        await asyncio.sleep(down_s)
-        self.start()
+        with self._books.disturbing():
+            await self.stop()
+            self._books.restarts += 1
+            await asyncio.sleep(down_s)
+            self.start()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -369,6 +369,7 @@ class Ledger:
 
     def _take_answer(self, exchange: Exchange, observation: Observation) -> None:
         """Count what a 2xx answer said, now or when its owner is known, and write its line."""
+        self._metrics.remarks.add(observation)
         alike = self._alike_of(exchange, observation)
         facts, pricing = exchange.facts, self._pricing
         reading = _Reading(

@@ -80,11 +80,14 @@ class LogFile:
         written = 0
         try:
             written = os.write(self._descriptor, data)
-            while written < len(data):  # what a full disk does; the next attempt says why
+            if written < len(data):  # what a full disk does; the next attempt says why
                 written += os.write(self._descriptor, data[written:])
         except OSError as exc:
             self._failed = True
             self.losses.add(fault_of(exc), exc.strerror or "")
+        else:
+            if written < len(data):
+                self.losses.add(LogFault.NO_SPACE)
         if written:
             self._size += written
             self._torn = data[written - 1] != ord("\n")
@@ -131,12 +134,18 @@ class LogFile:
         try:
             self._open()
         except OSError as exc:
-            if self._descriptor is not None and not os.fstat(self._descriptor).st_nlink:
-                # Nobody can find any more what it takes.
-                self.close()
             self._reason = exc.strerror or ""
-            if self._descriptor is not None:
+            if self._is_nowhere():
+                self.close()
+            else:
                 self.losses.add(LogFault.UNAVAILABLE, self._reason)
+
+    def _is_nowhere(self) -> bool:
+        """Whether nobody can find any more what is written to the file that is open."""
+        try:
+            return self._descriptor is None or not os.fstat(self._descriptor).st_nlink
+        except OSError:
+            return True
 
     def _rotate(self, now: float) -> None:
         """Rename `PATH` to `PATH.1`, `PATH.1` to `PATH.2` and so on; begin a new file."""
@@ -146,7 +155,7 @@ class LogFile:
             # Up to the first gap: a rotation that broke off is not done twice.
             last = next((n for n, name in enumerate(names) if not name.exists()), self._files)
             if last == self._files:
-                freed = self._held(names[last])
+                freed = _held(names[last])
             for n in range(last, 0, -1):
                 names[n - 1].rename(names[n])
             self._open()
@@ -155,16 +164,23 @@ class LogFile:
             self.losses.add(LogFault.ROTATION, exc.strerror or "")
         finally:
             if freed is not None:
-                # With this, the last one that holds it, the disk gives back its blocks: some
-                # 10 ms for 100 MB.
-                threading.Thread(target=os.close, args=(freed,), daemon=True).start()
+                _close_elsewhere(freed)
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
 
-    @staticmethod
-    def _held(path: Path) -> int | None:
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return None
+
+def _held(path: Path) -> int | None:
+    """Hold a file that is about to be replaced, so that its blocks are not freed by that."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+def _close_elsewhere(descriptor: int) -> None:
+    """Close a file that has no name any more: to free 100 MB takes the disk some 10 ms."""
+    try:
+        threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+    except RuntimeError:  # no thread is to be had
+        os.close(descriptor)

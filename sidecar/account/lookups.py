@@ -43,7 +43,7 @@ _CONCURRENCY = 4
 _MAX_ASKED_KEYS = 1024
 """Keys that wait for their answer at once."""
 _MAX_WAITING = 16_384
-"""Exchanges that wait at once, about 0.5 KB each."""
+"""Exchanges that wait at once, about 1 KB each."""
 _MAX_ANSWERS = 10_000
 """Keys that are remembered, about 0.5 KB each."""
 _STALE_S = 3600.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from sidecar import __version__
 from sidecar.account.compat import Compat
+from sidecar.account.remarks import RemarkCounts
 from sidecar.account.store import Amount, Family, Store
 
 __all__ = ["Metrics"]
@@ -70,6 +71,8 @@ class Metrics:
             "partial, missing, invalid, oversized, encoded, error.",
             ("route", "model", "status"),
         )
+        self.remarks = RemarkCounts(store, PREFIX)
+        """What answers say beside their tokens."""
         self.http_requests = store.counter(
             f"{PREFIX}http_requests",
             "Requests relayed, by the status code sent; 499 where the client left first.",

@@ -12,6 +12,7 @@
       tiers:
         batch: {input: 1.50, output: 7.50}
       geo: {us: 1.1}
+      regional: 1.1
 
 Numbers are taken as they are written, as decimals. Every fault is named with its line; a file
 with a fault is not taken at all.
@@ -97,6 +98,7 @@ class _Reading:
     def _card(self, name: str, node: yaml.Node) -> SourceCard:
         rates: dict[RateKey, Decimal] = {}
         geo: dict[str, Decimal] = {}
+        regional = None
         faults = len(self._faults)
         for key, value in self._items(node):
             if key == "tiers":
@@ -106,11 +108,13 @@ class _Reading:
             elif key == "geo":
                 for region, factor in self._items(value):
                     geo[region.lower()] = self._number(factor)
+            elif key == "regional":
+                regional = self._number(value)
             else:
                 self._price(rates, STANDARD, key, value)
-        if not rates and len(self._faults) == faults:
+        if not rates and regional is None and len(self._faults) == faults:
             self._fault(node, f"{name!r} has no prices")
-        return SourceCard(rates, geo, name=name)
+        return SourceCard(rates, geo, regional, name)
 
     def _price(self, rates: dict[RateKey, Decimal], tier: str, key: str, node: yaml.Node) -> None:
         if key == "above":

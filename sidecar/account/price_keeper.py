@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 
 from sidecar.account.litellm import AskError, LiteLLM
 from sidecar.account.metrics import Costs
 from sidecar.account.price_file import PriceFile
 from sidecar.account.price_litellm import CostMap, deployments_in
+from sidecar.account.price_package import VERSION, load_package
 from sidecar.account.pricing import Pricing
 from sidecar.errors import ConfigError
 
@@ -27,6 +28,7 @@ _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
 _SOON_S = 60.0
 """How soon a deployment that is not known yet may have LiteLLM asked again."""
+_CALENDAR_S = 3600.0
 _STALE_AFTER = 3
 """Refreshes that may fail before a source is called stale."""
 _TIMEOUT_S = 30.0
@@ -67,8 +69,11 @@ class PriceKeeper:
         self._refresh_s = refresh_s
         self._clock = clock
         self._failing: set[str] = set()
+        self._package = "package" in sources
+        if self._package:
+            load_package()
         self._file = PriceFile(file) if file is not None and "file" in sources else None
-        self.pricing = Pricing(file=self._file, package="package" in sources, clock=clock)
+        self.pricing = Pricing(file=self._file, package=self._package, clock=clock)
         self._feeds = [
             _Feed(name, each, clock())
             for name, each in (("cost_map", self._ask_cost_map), ("model_info", self._ask_info))
@@ -87,11 +92,22 @@ class PriceKeeper:
                 tasks.create_task(self._watch(self._file))
             for feed in self._feeds:
                 tasks.create_task(self._ask(feed))
+            if self._package:
+                tasks.create_task(self._follow_the_calendar())
 
     async def refresh(self) -> None:
         """Ask LiteLLM once, now; for the command line."""
         for feed in self._feeds:
             await self._try(feed)
+
+    def describe(self) -> Iterator[str]:
+        """Say of each source in use what it gave."""
+        if self._file is not None:
+            yield f"file: {len(self._file.cards)} models in {self._file.path}"
+        for feed in self._feeds:
+            yield f"{feed.source}: {feed.state}"
+        if self._package:
+            yield f"package: genai-prices {VERSION}"
 
     async def _watch(self, file: PriceFile) -> None:
         while True:
@@ -108,6 +124,12 @@ class PriceKeeper:
                 else:
                     self._succeeded("file")
                     logger.info("price_file_read", extra={"models": models})
+
+    async def _follow_the_calendar(self) -> None:
+        """Have the package asked anew: some of its prices hold from a day on."""
+        while True:
+            await asyncio.sleep(min(self._refresh_s, _CALENDAR_S))
+            self.pricing.changed()
 
     async def _ask(self, feed: _Feed) -> None:
         """Ask LiteLLM for ever: on the schedule, and soon where it failed."""
@@ -141,6 +163,7 @@ class PriceKeeper:
             self._failed(feed, type(exc).__name__)
             return False
         feed.read_at, feed.stale = self._clock(), False
+        feed.state = f"{found} models"
         self._succeeded(feed.source)
         if feed.source in self._failing or not feed.told:
             self._failing.discard(feed.source)
@@ -171,6 +194,7 @@ class PriceKeeper:
 
     def _failed(self, feed: _Feed, reason: str) -> None:
         self._costs.refreshes.child(feed.source, "failure").value += 1
+        feed.state = f"failed: {reason}"
         if feed.source not in self._failing:
             self._failing.add(feed.source)
             logger.warning(
@@ -195,3 +219,4 @@ class _Feed:
         """When it last answered, or the sidecar began, in Unix time."""
         self.stale = False
         self.told = False
+        self.state = "not asked yet"

@@ -17,7 +17,7 @@ from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 from sidecar.account.model_names import plain_name
 from sidecar.account.rates import STANDARD, RateClass, RateKey, SourceCard
 
-__all__ = ["VERSION", "package_card"]
+__all__ = ["VERSION", "load_package", "package_card"]
 
 VERSION: str = genai_prices.__version__
 
@@ -40,6 +40,11 @@ _FIELDS: dict[str, tuple[RateClass, Decimal]] = {
 }
 _TIERS = {"batch": ("processing", "batch"), "fast": ("speed", "fast")}
 """What the package calls the tiers: the key and value of a variant's condition."""
+
+
+def load_package() -> None:
+    """Load the prices, which takes 20 ms: at start, not when an answer waits to be counted."""
+    get_snapshot()
 
 
 def package_card(name: str, provider: str, at: datetime) -> SourceCard | None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from sidecar.account.model_names import general_names
 from sidecar.account.price_file import PriceFile
-from sidecar.account.price_litellm import CostMap, Deployment
+from sidecar.account.price_litellm import CostMap, Deployment, Deployments
 from sidecar.account.price_package import package_card
 from sidecar.account.rates import (
     ATTO,
@@ -63,7 +63,7 @@ class Asked(NamedTuple):
     model_name: str = ""
     """`x-litellm-model-name`, which newer versions send."""
     kind: str = ""
-    """Who answered, where the id or the name of its model tells: `bedrock`, `vertex_ai`, `openai`."""
+    """Who answered, where id or model tell: `bedrock`, `vertex_ai`, `openai`, or nothing."""
     tier: str = STANDARD
     geo: str = ""
 
@@ -92,9 +92,11 @@ class Pricing:
     ) -> None:
         self.file = file
         self.cost_map: CostMap | None = None
-        self.deployments: Mapping[str, Deployment] = {}
+        self.deployments = Deployments()
         self.missed_deployment = False
         """Whether a deployment has answered that is not among them."""
+        self.ttls_wanted = False
+        """Whether a response could not be priced for want of what its request asked for."""
         self._package = package
         self._clock = clock
         self._cards: dict[Asked, Card | Unpriced] = {}
@@ -137,23 +139,27 @@ class Pricing:
                 observation.terms.web_search_requests or 0,
                 # LiteLLM can write to the cache on its own account, for how long it likes: what
                 # the request says holds if it asked for caching itself.
-                only_5m=facts.caching_asked is True and not facts.hour_asked,
+                only_5m=facts.caching_asked is True and facts.hour_asked is False,
             )
         if isinstance(result, Unpriced):
+            self.ttls_wanted = self.ttls_wanted or result is Unpriced.UNKNOWN_TTL
             self._tell(asked, result)
         return result
 
     def card(self, asked: Asked) -> Card | Unpriced:
         """Put the card of a model together from all sources."""
-        deployment = self.deployments.get(asked.model_id)
-        new = deployment is None and asked.model_id not in self._sought
+        deployment = self.deployments.find(asked.model_id, asked.requested)
+        new = asked.model_id not in self.deployments and asked.model_id not in self._sought
         if new and len(self._sought) < _MAX_TOLD:
             self._sought.add(asked.model_id)
             self.missed_deployment = True
-        found = list(self._source_cards(asked))
-        if not found:
+        names = list(_names(asked, deployment))
+        location = None
+        if any(provider == "vertex_ai" for _, provider in names):
+            location = deployment.location.lower() if deployment is not None else ""
+        found = list(self._source_cards(asked, deployment, names, location))
+        if not any(card.rates for _, card in found):
             return Unpriced.UNKNOWN_MODEL
-        location = deployment.location.lower() if deployment is not None else ""
         factor = _factor(found, asked.geo, location)
         if factor is None:
             return Unpriced.UNKNOWN_REGION
@@ -167,50 +173,51 @@ class Pricing:
                 for source, card in found:
                     rate = card.rate(what, asked.tier, size)
                     if rate is not None:
-                        if what is RateClass.SERVER_TOOL:
-                            pass
-                        elif source == "file":
-                            rate *= card.geo.get(asked.geo, 1)
-                        else:
-                            rate *= factor
+                        if what is not RateClass.SERVER_TOOL:
+                            # The operator's prices are final, but for their own factors.
+                            rate *= card.geo.get(asked.geo, 1) if source == "file" else factor
                         atto = _atto(rate)
                         origins[what] = f"{source}: {card.name}"
                         break
                 rates.append(atto)
             brackets.append((size or -1, Rates(*rates)))
-        standard = brackets[-1][1]
-        if asked.tier != STANDARD and all(rate is None for rate in standard[:-1]):
+        short = brackets[-1][1]
+        if asked.tier != STANDARD and all(rate is None for rate in short[:-1]):
             return Unpriced.UNKNOWN_TIER
         return Card(tuple(brackets), origins)
 
-    def _source_cards(self, asked: Asked) -> Iterator[tuple[str, SourceCard]]:
+    def _source_cards(
+        self,
+        asked: Asked,
+        deployment: Deployment | None,
+        names: list[tuple[str, str]],
+        location: str | None,
+    ) -> Iterator[tuple[str, SourceCard]]:
         """Name each source that knows the model, in their order, with what it says."""
-        deployment = self.deployments.get(asked.model_id)
-        names = list(_names(asked, deployment))
+        uplift_known = False
         if self.file is not None:
             own = [asked.model_id, asked.requested, *(name for name, _ in names)]
             for name in (spelling for each in own for spelling in general_names(each)):
                 if name in self.file.cards:
+                    uplift_known = self.file.cards[name].regional_factor is not None
                     yield "file", self.file.cards[name]
                     break
         if deployment is not None:
             card = self._deployment_card(deployment)
             if card.rates:
+                uplift_known = uplift_known or card.regional_factor is not None
                 yield "model_info", card
         if self.cost_map is not None:
             for name, provider in names:
                 entry = self.cost_map.card(name, provider)
                 if entry is not None and entry.rates:
+                    uplift_known = uplift_known or entry.regional_factor is not None
                     yield "cost_map", entry
                     break
-        if self._package:
+        # Of Vertex AI the package has the prices of the global endpoint.
+        if self._package and (location in (None, "global") or uplift_known):
             at = datetime.fromtimestamp(self._clock(), UTC)
             for name, provider in names:
-                # Of Vertex AI the package has the prices of the global endpoint.
-                if provider == "vertex_ai" and (
-                    deployment is None or deployment.location != "global"
-                ):
-                    continue
                 found = package_card(name.rpartition("/")[2], provider or "anthropic", at)
                 if found is not None:
                     yield "package", found
@@ -300,18 +307,21 @@ def _names(asked: Asked, deployment: Deployment | None) -> Iterator[tuple[str, s
             yield name, provider
 
 
-def _factor(found: list[tuple[str, SourceCard]], geo: str, location: str) -> Decimal | None:
+def _factor(found: list[tuple[str, SourceCard]], geo: str, location: str | None) -> Decimal | None:
     """Find the regional uplift on the rates that are not the operator's own.
+
+    Args:
+        location: of Vertex AI, empty if it is not known; None for another provider.
 
     Returns:
         A factor; None where it depends on a location that is not known.
     """
-    factor = Decimal(1)
     cards = [card for source, card in found if source != "file"]
-    factor *= next((card.geo[geo] for card in cards if geo in card.geo), 1)
-    regional = next((c.regional_factor for c in cards if c.regional_factor is not None), None)
-    if regional is not None and regional != 1 and location != "global":
-        if not location:
+    factor = next((card.geo[geo] for card in cards if geo in card.geo), Decimal(1))
+    if location is not None and location != "global":
+        factors = [card.regional_factor for _, card in found]
+        regional = next((each for each in factors if each is not None), Decimal(1))
+        if regional != 1 and not location:
             return None
         factor *= regional
     return factor

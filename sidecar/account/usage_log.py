@@ -10,6 +10,7 @@ never raises: where lines cannot be written it counts that, and says so once.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -30,6 +31,8 @@ _MAX_CHARS = 200
 _KEY_CHARS = 16
 _QUIET_S = 60.0
 """A failure that was logged is not logged again within this time."""
+# What JSON lets stand as it is, and a terminal may obey: DEL, C1 controls, line separators.
+_CONTROLS = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _REMEDIES = {
     LogFault.NO_SPACE: "make room, or lower SIDECAR_USAGE_LOG_MAX_BYTES or _FILES",
     LogFault.UNAVAILABLE: "make the directory of SIDECAR_USAGE_LOG, and let this user write to it",
@@ -226,14 +229,17 @@ class UsageLog:
 
     def _encoded(self, line: UsageLine) -> bytes:
         try:
-            return self._encoder.encode(line) + b"\n"
+            text = self._encoder.encode(line)
         except UnicodeEncodeError:
             # JSON can carry half an emoji, in a model's name for instance.
             for name in line.__struct_fields__:
                 value = getattr(line, name)
                 if isinstance(value, str):
                     setattr(line, name, value.encode("utf-8", "replace").decode())
-            return self._encoder.encode(line) + b"\n"
+            text = self._encoder.encode(line)
+        if not text.isascii() or b"\x7f" in text:
+            text = _CONTROLS.sub(_escaped, text)
+        return text + b"\n"
 
     def _now(self) -> str:
         """Write the time; the part that stays the same for a second is kept."""
@@ -264,6 +270,10 @@ def _cut(text: str | None) -> str | None:
 
 def _text(value: bytes | None) -> str | None:
     return value[:_MAX_CHARS].decode("utf-8", "replace") if value else None
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(found[0].decode())
 
 
 def _micros(seconds: float | None) -> float | None:

@@ -49,6 +49,8 @@ _POLL_S = 0.02
 _TRICKLE_EVERY_S = 1.0
 _TRICKLE_FOR_S = 3600.0
 _BACKLOG = 128
+_TEAM_FILE = "teams.json"
+_USAGE_LOG = "usage.log"
 
 
 async def run_demo(*, once: bool) -> int:
@@ -67,9 +69,9 @@ async def run_demo(*, once: bool) -> int:
     books = Books()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_signals(stop))
-        team_file = stack.enter_context(_team_file())
+        directory = stack.enter_context(_directory())
         upstream = await stack.enter_async_context(_provider(books))
-        lifecycle = await stack.enter_async_context(_sidecar(upstream, team_file, stop))
+        lifecycle = await stack.enter_async_context(_sidecar(upstream, directory, stop))
         client = await stack.enter_async_context(
             httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{lifecycle.port}",
@@ -87,7 +89,7 @@ async def run_demo(*, once: bool) -> int:
         show_litellm_series(console, exposition)
         if once:
             return code
-        show_where_to_look(console, lifecycle.port, lifecycle.admin_port)
+        show_where_to_look(console, lifecycle.port, lifecycle.admin_port, directory / _USAGE_LOG)
         console.print(
             "\nOne call a second goes on, for an hour at most. Ctrl-C ends it.", style="bold"
         )
@@ -175,12 +177,12 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _team_file() -> Iterator[Path]:
-    """Write the teams that no callback names."""
+def _directory() -> Iterator[Path]:
+    """Make a directory for the usage log, with the teams that no callback names."""
     teams = {key.hashed: key.team for key in KEYS if not key.named_by_callback}
     with tempfile.TemporaryDirectory(prefix="sidecar-demo-") as directory:
-        path = Path(directory) / "teams.json"
-        path.write_text(json.dumps(teams))
+        path = Path(directory)
+        (path / _TEAM_FILE).write_text(json.dumps(teams))
         yield path
 
 
@@ -200,13 +202,15 @@ class _Settings(Settings):
 
 
 @contextlib.asynccontextmanager
-async def _sidecar(upstream: str, team_file: Path, stop: asyncio.Event) -> AsyncIterator[Lifecycle]:
+async def _sidecar(upstream: str, directory: Path, stop: asyncio.Event) -> AsyncIterator[Lifecycle]:
     """Run a sidecar; if it ends by itself, the demo stops, and says why."""
     settings = _Settings(
         upstream=upstream,
         port=0,
         admin_port=0,
-        team_file=team_file,
+        team_file=directory / _TEAM_FILE,
+        usage_log=directory / _USAGE_LOG,
+        price_sources=("package",),  # there is no LiteLLM to ask
         drain_timeout_s=1,
     )
     lifecycle = Lifecycle(Sidecar(settings))

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -119,12 +122,16 @@ def show_litellm_series(console: Console, exposition: str) -> None:
             console.print(line, soft_wrap=True)
 
 
-def show_where_to_look(console: Console, port: int, admin_port: int) -> None:
+def show_where_to_look(console: Console, port: int, admin_port: int, usage_log: Path) -> None:
     """Say where the running sidecar can be looked at, and how to ask it something."""
     admin = f"http://127.0.0.1:{admin_port}"
     console.print("\nWhere to look while this runs:", style="bold")
     for what, path in (("metrics", "/metrics"), ("page", "/"), ("readiness", "/readyz")):
         console.print(f"  {what:<10} {admin}{path}", soft_wrap=True)
+    console.print(f"  {'usage log':<10} {usage_log}", soft_wrap=True)
+    console.print("Sum its usage log up, one line an exchange:", style="bold")
+    python = shlex.quote(sys.executable)
+    console.print(f"{python} -m sidecar report {shlex.quote(str(usage_log))}", soft_wrap=True)
     console.print(
         "Ask something: the first time the prompt is written to the cache, then it is read.",
         style="bold",

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from sidecar.exchange import NO_TERMS, NO_USAGE, End, Observation, Status, Terms, Usage
+from sidecar.exchange import NO_TERMS, NO_USAGE, End, Observation, Remarks, Status, Terms, Usage
 from sidecar.observe.counts import Count, count_of, status_of, unreadable
-from sidecar.observe.members import MemberReader
+from sidecar.observe.members import MemberReader, member_of
 from sidecar.observe.sse import Event
 
 __all__ = ["END_NEEDLES", "NEEDLES", "USAGE_NEEDLE", "StreamReading", "read_message"]
@@ -47,6 +47,23 @@ class _PlainSplit(msgspec.Struct, gc=False):
 
 class _PlainTools(msgspec.Struct, gc=False):
     web_search_requests: Count | None = None
+    web_fetch_requests: Count | None = None
+
+
+class _PlainIteration(msgspec.Struct, gc=False):
+    type: str | None = None
+
+
+class _PlainReason(msgspec.Struct, gc=False):
+    type: str | None = None
+
+
+class _PlainDiagnostics(msgspec.Struct, gc=False):
+    cache_miss_reason: str | _PlainReason | None = None
+
+
+class _PlainDelta(msgspec.Struct, gc=False):
+    stop_reason: str | None = None
 
 
 class _PlainUsage(msgspec.Struct, gc=False):
@@ -56,6 +73,7 @@ class _PlainUsage(msgspec.Struct, gc=False):
     cache_creation_input_tokens: Count | None = None
     cache_creation: _PlainSplit | None = None
     server_tool_use: _PlainTools | None = None
+    iterations: list[_PlainIteration] | None = None
     service_tier: str | None = None
     speed: str | None = None
     inference_geo: str | None = None
@@ -70,6 +88,7 @@ class _PlainMessage(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     usage: _PlainUsage | None = None
+    diagnostics: _PlainDiagnostics | None = None
 
 
 class _Plain(msgspec.Struct, gc=False):
@@ -81,6 +100,9 @@ class _Plain(msgspec.Struct, gc=False):
     model: str | None = None
     message: _PlainMessage | None = None
     usage: _PlainUsage | None = None
+    delta: _PlainDelta | None = None
+    stop_reason: str | None = None
+    diagnostics: _PlainDiagnostics | None = None
     error: None = None
 
 
@@ -92,6 +114,9 @@ class _Envelope(msgspec.Struct):
     model: Any = None
     message: Any = None
     usage: Any = None
+    delta: Any = None
+    stop_reason: Any = None
+    diagnostics: Any = None
     error: Any = None
 
 
@@ -122,7 +147,21 @@ def read_message(body: bytes, end: End) -> Observation:
 class StreamReading:
     """What the events of one stream said so far."""
 
-    __slots__ = ("_errors", "_faults", "_id", "_model", "_started", "_stopped", "terms", "usage")
+    __slots__ = (
+        "_closed",
+        "_errors",
+        "_faults",
+        "_fetches",
+        "_id",
+        "_iterations",
+        "_miss_reason",
+        "_model",
+        "_started",
+        "_stop_reason",
+        "_stopped",
+        "terms",
+        "usage",
+    )
 
     def __init__(self) -> None:
         self.usage = NO_USAGE
@@ -131,9 +170,15 @@ class StreamReading:
         self._faults: list[str] = []
         self._errors = 0
         self._started = False
+        self._closed = False
+        """Whether a usage came behind the first one, which does not count the output."""
         self._stopped = False
         self._model: str | None = None
         self._id: str | None = None
+        self._stop_reason: str | None = None
+        self._miss_reason: str | None = None
+        self._fetches: int | None = None
+        self._iterations: tuple[str, ...] = ()
 
     @property
     def reported(self) -> bool:
@@ -179,9 +224,12 @@ class StreamReading:
             if not self._started:
                 self._faults.append("a message_delta without a message_start")
                 self._started = True
+            self._closed = True
             self._take_usage(envelope.usage)
+            self._take_stop(member_of(envelope.delta, "stop_reason"))
             return ("usage",)
         elif kind == "message_stop":
+            self._closed = self._closed or envelope.usage is not None
             self._take_usage(envelope.usage)
             self._stopped = self._stopped or event.terminated
             return ("usage",)
@@ -193,9 +241,11 @@ class StreamReading:
 
     def take_message(self, envelope: _Plain | _Envelope) -> None:
         """Take a whole message."""
-        self._started = self._stopped = True
+        self._started = self._closed = self._stopped = True
         self._take_names(envelope.id, envelope.model)
         self._take_usage(envelope.usage)
+        self._take_stop(envelope.stop_reason)
+        self._take_diagnostics(envelope.diagnostics)
 
     def finish(self, end: End, *, oversized: bool) -> Observation:
         """Say what the stream said.
@@ -203,24 +253,31 @@ class StreamReading:
         Args:
             oversized: whether an event had to be skipped that may have held a usage.
         """
+        faults = self._faults
+        if self._stopped and self.reported and not (self._closed or self._errors):
+            # It may have been torn where this could not be seen.
+            faults = [*faults, "a message_stop without a message_delta"]
         status, fault = status_of(
             end,
-            faults=self._faults,
+            faults=faults,
             oversized=oversized,
             failed=self._errors > 0,
             reported=self.reported,
             stopped=self._stopped,
             stop="a message_stop",
         )
-        return Observation(status, self.usage, self._model, self._id, fault, self.terms)
+        remarks = Remarks(self._stop_reason, self._miss_reason, self._fetches, self._iterations)
+        return Observation(status, self.usage, self._model, self._id, fault, self.terms, remarks)
 
     def _take_start(self, message: object) -> None:
         if type(message) is _PlainMessage:
             self._take_names(message.id, message.model)
             self._take_usage(message.usage)
+            self._take_diagnostics(message.diagnostics)
         elif isinstance(message, dict):
             self._take_names(message.get("id"), message.get("model"))
             self._take_usage(message.get("usage"))
+            self._take_diagnostics(message.get("diagnostics"))
         elif message is not None:
             self._faults.append("message is not an object")
 
@@ -230,18 +287,41 @@ class StreamReading:
         if isinstance(model, str):
             self._model = model
 
+    def _take_stop(self, reason: object) -> None:
+        if isinstance(reason, str):
+            self._stop_reason = reason
+
+    def _take_diagnostics(self, diagnostics: object) -> None:
+        """Take why nothing was read from the cache: the reason, or an object of that type."""
+        if diagnostics is not None:
+            reason = member_of(diagnostics, "cache_miss_reason")
+            kind = reason if isinstance(reason, str) else member_of(reason, "type")
+            if isinstance(kind, str):
+                self._miss_reason = kind
+
+    def _take_iterations(self, iterations: Sequence[object]) -> None:
+        kinds = [member_of(each, "type") for each in iterations]
+        self._iterations = tuple(kind for kind in kinds if isinstance(kind, str))
+
     def _take_usage(self, usage: object) -> None:
         """Merge one usage object into what is known."""
         if type(usage) is _PlainUsage:
             self._merge(self._plain_counts(usage))
             tools = usage.server_tool_use
-            searches = None if tools is None else tools.web_search_requests
-            said = Terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
-            if said != NO_TERMS:
-                self._merge_terms(said)
+            searches = None
+            if tools is not None:
+                searches = tools.web_search_requests
+                if tools.web_fetch_requests is not None:
+                    self._fetches = tools.web_fetch_requests
+            self._merge_terms(usage.service_tier, usage.speed, usage.inference_geo, searches)
+            if usage.iterations:
+                self._take_iterations(usage.iterations)
         elif isinstance(usage, dict):
             self._merge(self._any_counts(usage))
-            self._merge_terms(self._any_terms(usage))
+            self._merge_terms(*self._any_terms(usage))
+            iterations = usage.get("iterations")
+            if isinstance(iterations, list):
+                self._take_iterations(iterations)
         elif usage is not None:
             self._faults.append("usage is not an object")
 
@@ -264,11 +344,17 @@ class StreamReading:
             )
         self.usage = said
 
-    def _merge_terms(self, said: Terms) -> None:
-        known = self.terms
-        self.terms = Terms._make(
-            old if new is None else new for new, old in zip(said, known, strict=True)
-        )
+    def _merge_terms(
+        self, tier: str | None, speed: str | None, geo: str | None, searches: int | None
+    ) -> None:
+        if tier is None and speed is None and geo is None and searches is None:
+            return
+        said, known = Terms(tier, speed, geo, searches), self.terms
+        if known is not NO_TERMS:
+            said = Terms._make(
+                old if new is None else new for new, old in zip(said, known, strict=True)
+            )
+        self.terms = said
 
     def _plain_counts(self, usage: _PlainUsage) -> Usage:
         """Read a usage all of whose counts are counts."""
@@ -315,6 +401,9 @@ class StreamReading:
         searches = tools.get("web_search_requests") if isinstance(tools, dict) else None
         if searches is not None:
             self._take_count(counts, "web_search_requests", searches)
+        fetches = count_of(member_of(tools, "web_fetch_requests"))
+        if fetches is not None:
+            self._fetches = fetches
         tier, speed, geo = [word if isinstance(word, str) else None for word in words]
         return Terms(tier, speed, geo, counts.get("web_search_requests"))
 

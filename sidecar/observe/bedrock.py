@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.exchange import NO_USAGE, End, Observation, Status, Usage
+from sidecar.exchange import NO_REMARKS, NO_USAGE, End, Observation, Remarks, Status, Usage
 from sidecar.observe import anthropic, openai
 from sidecar.observe.counts import count_of, status_of, unreadable
 from sidecar.observe.event_stream import Message
@@ -36,6 +36,7 @@ _NEEDLES = (*anthropic.NEEDLES, *anthropic.END_NEEDLES)
 
 class _Converse(msgspec.Struct):
     usage: Any = None
+    stopReason: Any = None  # noqa: N815 - the name on the wire
 
 
 class _Shape(msgspec.Struct):
@@ -75,7 +76,7 @@ def read_converse(body: bytes, end: End) -> Observation:
         stopped=True,
         stop="",
     )
-    return Observation(status, usage, fault=fault)
+    return Observation(status, usage, fault=fault, remarks=_remarks(answer.stopReason))
 
 
 def read_invocation(body: bytes, end: End) -> Observation:
@@ -97,11 +98,12 @@ def read_invocation(body: bytes, end: End) -> Observation:
 class ConverseStream:
     """What the messages of one stream of `ConverseStream` said so far."""
 
-    __slots__ = ("_failed", "_faults", "_stopped", "_usage", "first_token_seen")
+    __slots__ = ("_failed", "_faults", "_remarks", "_stopped", "_usage", "first_token_seen")
 
     def __init__(self) -> None:
         self._usage = NO_USAGE
         self._faults: list[str] = []
+        self._remarks = NO_REMARKS
         self._failed = False
         self._stopped = False
         self.first_token_seen = False
@@ -111,13 +113,15 @@ class ConverseStream:
         kind = message.headers.get(b":event-type")
         if kind == b"contentBlockDelta":
             self.first_token_seen = True
-        elif kind == b"metadata":
-            # It comes last, behind `messageStop`.
+        elif kind in (b"messageStop", b"metadata"):
+            # In this order; they are the last ones.
             answer = _read_converse(message.payload)
             if answer is None:
                 self._faults.append("an event is not a JSON object")
-                return
-            self.take_usage(answer.usage)
+            elif kind == b"metadata":
+                self.take_usage(answer.usage)
+            else:
+                self._remarks = _remarks(answer.stopReason)
         elif message.headers.get(b":message-type") != b"event":
             self._failed = True
 
@@ -144,7 +148,7 @@ class ConverseStream:
             stopped=self._stopped,
             stop="its metadata",
         )
-        return Observation(status, self._usage, fault=fault)
+        return Observation(status, self._usage, fault=fault, remarks=self._remarks)
 
 
 class InvokeStream:
@@ -188,6 +192,10 @@ class InvokeStream:
             return self._converse.finish(end, oversized=oversized, fault=fault)
         seen = self._anthropic.finish(end, oversized=oversized)
         return seen._replace(status=Status.INVALID, fault=fault) if fault else seen
+
+
+def _remarks(stop_reason: object) -> Remarks:
+    return Remarks(stop_reason) if isinstance(stop_reason, str) else NO_REMARKS
 
 
 def _usage(usage: object, faults: list[str]) -> Usage:

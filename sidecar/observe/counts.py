@@ -50,10 +50,11 @@ def status_of(
         stopped: whether what closes an answer of its kind was seen.
         stop: the name of that.
     """
+    if oversized:
+        # First, for what is missing with it makes faults of its own.
+        return Status.OVERSIZED, "an event with usage is larger than the bound"
     if faults:
         return Status.INVALID, faults[0]
-    if oversized:
-        return Status.OVERSIZED, "an event with usage is larger than the bound"
     if failed:
         return Status.PARTIAL if reported else Status.ERROR, "an error event"
     if stopped and reported:

@@ -22,9 +22,9 @@ __all__ = ["DecodingError", "ExpansionError", "codings_of", "decoder_for"]
 
 PIECE_BYTES = 64 * 1024
 STEP_BYTES = 4 * 1024
-"""Input is decoded in steps of so many bytes, counted from the body's first one, and each step
-grants the next what it may expand to: whether a body expands too far does not depend on how it
-is cut."""
+"""Input is decoded in steps of so many bytes, counted from the body's first one, and each is
+granted at its beginning what it may expand to: whether a body expands too far does not depend on
+how it is cut."""
 MAX_EXPANSION = 100
 """Bytes out for each byte in. Event streams of short deltas reach about 30 with brotli."""
 _FREE_BYTES = 1024 * 1024
@@ -67,7 +67,7 @@ class _Budget:
     def __init__(self, step_bytes: int) -> None:
         self._step_bytes = step_bytes
         self._in = 0
-        self._left = _FREE_BYTES
+        self._left = _FREE_BYTES + MAX_EXPANSION * step_bytes
 
     def steps(self, data: bytes) -> Iterator[bytes]:
         """Cut input into steps, or the parts of them that have come."""
@@ -89,8 +89,7 @@ class _Budget:
         """
         granted = piece[: self._left]
         self._left -= len(granted)
-        if granted:
-            yield granted
+        yield granted
         if len(granted) < len(piece):
             raise ExpansionError(f"expands to more than {MAX_EXPANSION} times its size")
 
@@ -153,10 +152,12 @@ class _Brotli:
                     # As the library says where both are in one step.
                     raise DecodingError("there is more behind its end")
                 piece = self._inner.process(step, output_buffer_limit=PIECE_BYTES)
-                yield from self._budget.give(piece)
-                while not self._inner.can_accept_more_data():
-                    piece = self._inner.process(b"", output_buffer_limit=PIECE_BYTES)
+                # That more data are accepted does not say that nothing is left of these.
+                while piece or not self._inner.can_accept_more_data():
                     yield from self._budget.give(piece)
+                    if self._inner.is_finished():
+                        break
+                    piece = self._inner.process(b"", output_buffer_limit=PIECE_BYTES)
         except brotli.error as exc:
             raise DecodingError(str(exc)) from None
 

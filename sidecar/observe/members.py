@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-__all__ = ["MemberReader", "find_member", "members_of"]
+__all__ = ["MemberReader", "find_member", "member_of", "members_of"]
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -65,6 +65,11 @@ class MemberReader(Generic[StructT]):
         if not isinstance(decoded, dict):
             return None
         return self._struct(**{name: decoded.get(name) for name in self._struct.__struct_fields__})
+
+
+def member_of(value: object, name: str) -> object:
+    """Look a member up in what either decoder made of an object; None for anything else."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
 _raw_values = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

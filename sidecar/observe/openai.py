@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from sidecar.exchange import NO_TERMS, NO_USAGE, End, Observation, Terms, Usage
+from sidecar.exchange import NO_REMARKS, NO_TERMS, NO_USAGE, End, Observation, Remarks, Terms, Usage
 from sidecar.observe.counts import Count, count_of, status_of, unreadable
-from sidecar.observe.members import MemberReader
+from sidecar.observe.members import MemberReader, member_of
 from sidecar.observe.sse import Event
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 
 CHAT_NEEDLES = (b'"prompt_tokens"',)
 """With `stream_options.include_usage` every chunk has a `usage`, which is null but in the last."""
-CHAT_END_NEEDLES = (b"[DONE]", b'"error"')
+CHAT_END_NEEDLES = (b"[DONE]", b'"error"', b'"finish_reason":"', b'"finish_reason": "')
 RESPONSE_NEEDLES = (b'"usage"',)
 """Only the events that hold the whole response have it: the first ones and the last."""
 RESPONSE_END_NEEDLES = (b'"error"',)
@@ -139,13 +139,14 @@ _any_event = MemberReader(_AnyEvent).lenient
 class _Counting:
     """What the usages of one answer said so far."""
 
-    __slots__ = ("_said", "faults", "model", "response_id", "terms")
+    __slots__ = ("_said", "faults", "model", "response_id", "stop_reason", "terms")
 
     def __init__(self) -> None:
         self.faults: list[str] = []
         self.model: str | None = None
         self.response_id: str | None = None
         self.terms = NO_TERMS
+        self.stop_reason: str | None = None
         self._said = NO_USAGE
         """With the whole prompt as its `input_tokens`, as it comes."""
 
@@ -204,7 +205,8 @@ class _Counting:
             stopped=stopped,
             stop=stop,
         )
-        return Observation(status, usage, self.model, self.response_id, fault, self.terms)
+        remarks = Remarks(self.stop_reason) if self.stop_reason is not None else NO_REMARKS
+        return Observation(status, usage, self.model, self.response_id, fault, self.terms, remarks)
 
     def _any_counts(self, usage: Mapping[str, object]) -> Usage:
         """Read a usage, and what of its counts are counts."""
@@ -326,6 +328,11 @@ class ChatReading:
         counting = self._counting
         counting.take_names(chunk.id, chunk.model, chunk.service_tier)
         counting.take_usage(chunk.usage)
+        if isinstance(chunk.choices, list):
+            for choice in chunk.choices:
+                reason = member_of(choice, "finish_reason")
+                if isinstance(reason, str):
+                    counting.stop_reason = reason
         if chunk.error is not None:
             self._failed = True
         elif chunk.usage is not None and chunk.choices == []:

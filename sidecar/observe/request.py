@@ -55,9 +55,12 @@ class BodyReader:
     Args:
         headers: the request's headers.
         max_bytes: the capture bound; of a longer body nothing is learned.
+        ttls: whether to learn if caching is asked for an hour: for that a body has to be searched
+            to its end.
     """
 
-    def __init__(self, headers: RawHeaders, max_bytes: int) -> None:
+    def __init__(self, headers: RawHeaders, max_bytes: int, *, ttls: bool = False) -> None:
+        self._ttls = ttls
         self._max_bytes = max_bytes
         self._size = 0
         self._facts: RequestFacts | None = None
@@ -70,7 +73,7 @@ class BodyReader:
             return
         length = fields.get(b"content-length", b"").strip()
         if not length.isdigit() or int(length) > _WHOLE_BYTES:
-            self._scanner = _Scanner()
+            self._scanner = _Scanner(self._ttls)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -95,10 +98,10 @@ class BodyReader:
             self._chunks.clear()
             request = _members.strict(body)
             if request is not None:
-                self._facts = _facts(request, *_asks_for_caching(body))
+                self._facts = _facts(request, *_asks_for_caching(body, self._ttls))
                 return
             # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
-            self._scanner = _Scanner()
+            self._scanner = _Scanner(self._ttls)
             for start in range(0, len(body), _STEP_BYTES):
                 self._scanner.feed(body[start : start + _STEP_BYTES])
                 yield
@@ -124,21 +127,24 @@ class _Scanner:
         "_overflow",
         "_tail",
         "_top",
+        "_ttls",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, ttls: bool) -> None:
+        self._ttls = ttls
         self._depth = 0
         self._in_string = False
         self._escaped = False
         self._top = bytearray()
         self._overflow = False
         self._tail = b""
-        self._asked = self._hour = False
+        self._asked = False
+        self._hour: bool | None = False if ttls else None
 
     def feed(self, chunk: bytes) -> None:
-        if not self._hour:
+        if not self._asked or self._hour is False:
             window = self._tail + chunk
-            asked, self._hour = _asks_for_caching(window)
+            asked, self._hour = _asks_for_caching(window, self._ttls)
             self._asked = self._asked or asked
             self._tail = window[-_OVERLAP:]
         at = 0
@@ -199,8 +205,8 @@ class _Scanner:
             self._top.clear()
 
 
-def _asks_for_caching(text: bytes) -> tuple[bool, bool]:
-    """Say whether caching is asked for, and whether for an hour."""
+def _asks_for_caching(text: bytes, ttls: bool) -> tuple[bool, bool | None]:
+    """Say whether caching is asked for; and whether for an hour, where that is wanted."""
     # To find a constant is ten times as quick as to search for a pattern.
     asked = False
     at = text.find(_CACHE_KEY)
@@ -208,13 +214,15 @@ def _asks_for_caching(text: bytes) -> tuple[bool, bool]:
         found = _CACHE_CONTROL.match(text, at)
         if found is not None:
             asked = True
+            if not ttls:
+                break
             if b'"1h"' in found[0]:
                 return True, True
         at = text.find(_CACHE_KEY, at + 1)
-    return asked, False
+    return asked, False if ttls else None
 
 
-def _facts(request: _Request, asked: bool, hour: bool) -> RequestFacts:
+def _facts(request: _Request, asked: bool, hour: bool | None) -> RequestFacts:
     return RequestFacts(
         request.model if isinstance(request.model, str) else None,
         request.stream if isinstance(request.stream, bool) else None,

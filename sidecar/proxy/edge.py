@@ -14,6 +14,8 @@ The contract:
   more is kept than one head.
 - Nothing is ever written into a running response or behind the last one of a connection: what
   goes wrong then ends the connection, and never so that a response looks whole.
+- A server that stops first says so in its answers, and then closes what is quiet: a request is
+  answered, or finds its connection closed in an orderly way, and is never cut.
 - One coarse timer looks after all connections (`Patrol`): slow heads, slow bodies, clients that
   do not read, idle ones.
 """
@@ -46,9 +48,6 @@ sends, gets to read it: twice the longest request that Anthropic takes."""
 _LINGER_S = 2.0
 """How long a connection that ends early is read from, so that the client's kernel does not
 throw away the answer with the rest (RFC 9112 section 9.6)."""
-_QUIET_S = 1.0
-"""How long nothing happens on a connection that is closed because the server stops: a request
-that its client sends meanwhile is then still served."""
 _TICK_S = 1.0
 
 # With this, closing the socket resets the connection instead of ending it.
@@ -79,6 +78,8 @@ class Listener:
         admits: whether a connection may have the file descriptor of this number.
         max_turned_away: how many connections beyond the limit are held until their clients
             have read why; more are closed without a word.
+        quiet_s: how long nothing happens on a connection before it is closed because the
+            server stops: a request that its client sends meanwhile is still served.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class Listener:
         *,
         admits: Callable[[int], bool] = lambda _: True,
         max_turned_away: int = 128,
+        quiet_s: float = 1.0,
     ) -> None:
         self.limits = limits
         self.refused = refused
         self.admits = admits
         self.max_turned_away = max_turned_away
+        self.quiet_s = quiet_s
         self.turned_away: set[Edge] = set()
         """Connections beyond the limit. They do not count among the server's."""
         self.announcing = False
@@ -439,7 +442,7 @@ class Edge(HttpToolsProtocol):
             if self._has_left():
                 self.abort()
         elif self.listener.closing and self.cycle is None:
-            if waited > _QUIET_S:
+            if waited >= self.listener.quiet_s:
                 self.close()
         elif self._body_to_come:
             if _over(waited, limits.stall_timeout_s):

@@ -304,6 +304,7 @@ class UpstreamResponse:
         """Take what the connection received."""
         malformed = False
         held = len(self._pieces)
+        self._dry_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -316,7 +317,6 @@ class UpstreamResponse:
                 self._pieces.clear()
                 self._surplus = True  # a body where none can be
         else:
-            self._dry_bytes += len(data)
             malformed = malformed or (not self.ended and self._dry_bytes > _MAX_HEAD_BYTES)
         if self.status_code:
             if self._sink is None:
@@ -443,6 +443,11 @@ class UpstreamResponse:
         if version != "1.1" and version != "1.0":
             raise _MalformedError
         headers = self.headers
+        # Its end may come with the bytes that are too many.
+        if self._dry_bytes > _MAX_HEAD_BYTES and (
+            sum(len(name) + len(value) for name, value in headers) > _MAX_HEAD_BYTES
+        ):
+            raise _MalformedError
         names = [name for name, _ in headers]
         if status_code < 200:
             # It has no body (RFC 9112 section 6.3), but the parser would read one.

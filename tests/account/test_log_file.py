@@ -106,17 +106,18 @@ def test_unusable_path(open_log: Open, path: Path, there: str) -> None:
 _FILLING = """
 import sys
 from pathlib import Path
-from resource import RLIMIT_FSIZE, setrlimit
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from sidecar.account.log_file import LogFile
 
 # No file may be longer, which is for a line what a full disk is.
-setrlimit(RLIMIT_FSIZE, (60, 1000))
+_, most = getrlimit(RLIMIT_FSIZE)
+setrlimit(RLIMIT_FSIZE, (60, most))
 now = 0.0
 log = LogFile(Path(sys.argv[1]), clock=lambda: now)
 for number in range(5):
     log.write(b"%d: a line of 24 letters.\\n" % number)
 print(dict(log.losses.by_fault), log.losses.details)
-setrlimit(RLIMIT_FSIZE, (1000, 1000))
+setrlimit(RLIMIT_FSIZE, (most, most))
 log.write(b"room\\n")
 now = 5.0
 log.write(b"more\\n")

@@ -28,6 +28,7 @@ claude-sonnet-4-5:
       input: 1.50
       above: {200000: {input: 3}}
   geo: {US: 1.1}
+  regional: 1.10
 Claude-Free:
   input: 0
 """
@@ -64,6 +65,7 @@ def test_all_that_a_file_may_say(tmp_path: Path) -> None:
         RateKey(RateClass.UNCACHED, "batch", 200_000): 3 / million,
     }
     assert card.geo == {"us": Decimal("1.1")}
+    assert card.regional_factor == Decimal("1.1")
     # A price of nothing is a price, if it is the operator who says so.
     assert cards["claude-free"].rates == {RateKey(RateClass.UNCACHED): 0}
 

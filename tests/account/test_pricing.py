@@ -14,7 +14,7 @@ from sidecar.account.price_file import PriceFile
 from sidecar.account.price_litellm import CostMap, deployments_in
 from sidecar.account.pricing import Asked, Card, Pricing
 from sidecar.account.rates import ATTO, Cost, RateClass, Unpriced
-from sidecar.exchange import Usage
+from sidecar.exchange import Observation, Status, Usage
 from tests.account.test_ledger import exchange
 
 NOW = 1_795_500_000.0  # 2026-11-24
@@ -275,6 +275,27 @@ def test_the_package_has_vertex_prices_of_the_global_endpoint() -> None:
         assert isinstance(card, Card) == known
 
 
+def test_an_operator_can_name_the_uplift_of_vertex(tmp_path: Path) -> None:
+    """LiteLLM 1.83 does not know it. The factor is on the prices of the other sources, at Vertex AI
+    alone; with it the package's prices of the global endpoint do for another location."""
+    file = own_file(tmp_path, "claude-sonnet-4-5: {regional: 1.1, output: 20}\n")
+    entries = {"vertex_ai/claude-sonnet-4-5@20250929": SONNET, "claude-sonnet-4-5": SONNET}
+    vertex = [deployment("vertex_ai/claude-sonnet-4-5@20250929", vertex_location="us-east5")]
+    given = pricing(file=file, entries=entries, info=vertex, package=True)
+    asked = Asked("alias", model_id="d1")
+    assert [usd(given, asked, what) for what in list(RateClass)[:5]] == [
+        Decimal("3.3"),
+        Decimal("0.33"),
+        Decimal("4.125"),
+        Decimal("6.6"),
+        20,
+    ]
+    direct = pricing(file=file, entries=entries, info=[deployment("anthropic/claude-sonnet-4-5")])
+    assert usd(direct, asked) == 3
+    nothing_else = pricing(file=own_file(tmp_path, "alias: {regional: 1.1}"), entries=None)
+    assert nothing_else.card(Asked("alias")) is Unpriced.UNKNOWN_MODEL
+
+
 def test_tiers() -> None:
     """A tier has the rates that a source gives for it, and none of another."""
     given = pricing()
@@ -329,6 +350,23 @@ def test_a_model_without_price_is_logged_once(caplog: pytest.LogCaptureFixture) 
         ("response_unpriced", "unknown_model", "alias"),
         ("response_unpriced", "no_write_1h_rate", "claude-sonnet-4-5"),
     ]
+
+
+def test_ttls_are_wanted_once_an_answer_leaves_them_open() -> None:
+    """To learn them from requests costs a search of each: nobody pays it who needs it not."""
+    given = pricing(entries={"claude-sonnet-4-5": SONNET | HOUR})
+    split = exchange(model="claude-sonnet-4-5", usage=Usage(7, 16, 0, 300, 200, 100), hour=None)
+    total = exchange(model="claude-sonnet-4-5", usage=Usage(7, 16, 0, 300), hour=None)
+    assert total.observation is not None
+    wanted = []
+    for each, kind in ((split, Cost), (total, Unpriced)):
+        assert isinstance(given.price(each, each.observation or Observation(Status.MISSING)), kind)
+        wanted.append(given.ttls_wanted)
+    assert wanted == [False, True]
+    known = total._replace(facts=total.facts._replace(hour_asked=False))
+    assert isinstance(given.price(known, total.observation), Cost)
+    own_account = known._replace(facts=known.facts._replace(caching_asked=False))
+    assert given.price(own_account, total.observation) is Unpriced.UNKNOWN_TTL
 
 
 def test_an_answer_without_usage_is_neither_priced_nor_unpriced() -> None:
@@ -393,4 +431,36 @@ def test_an_answer_that_is_no_list_of_deployments(body: bytes) -> None:
 def test_a_deployment_without_id_or_model_is_passed_over() -> None:
     """Another is not."""
     listed = [{"model_name": "a"}, {"litellm_params": {"model": "m"}, "model_info": {"id": "d1"}}]
-    assert set(deployments_in(json.dumps({"data": listed}).encode())) == {"d1"}
+    found = deployments_in(json.dumps({"data": listed}).encode())
+    assert (len(found), "d1" in found) == (1, True)
+
+
+def test_a_wildcard_deployment_stands_for_what_was_asked_for() -> None:
+    """LiteLLM 1.100 writes a row for each model it knows, all with one id; 1.83 the wildcard."""
+    row = deployment("anthropic/*") | {"model_name": "anthropic/*"}
+    rows = [
+        deployment(name, {"input_cost_per_token": rate}) | {"model_name": name}
+        for name, rate in (("anthropic/a", 1e-06), ("anthropic/b", 2e-06))
+    ]
+    asked = Asked("anthropic/b", model_id="d1")
+    given = pricing(entries=None, info=rows)
+    assert usd(given, asked) == 2
+    assert given.card(asked._replace(requested="anthropic/c")) is Unpriced.UNKNOWN_MODEL
+    given = pricing(info=[row])
+    assert usd(given, asked._replace(requested="anthropic/claude-own-2")) == 3
+    assert not given.missed_deployment
+
+
+def test_a_deployment_with_two_names_is_one() -> None:
+    """Each name leads to it, also one that is asked for and not listed."""
+    rows = [deployment("claude-own-2") | {"model_name": name} for name in ("a", "b")]
+    given = pricing(info=rows)
+    for name in ("a", "b", "c"):
+        assert usd(given, Asked(name, model_id="d1")) == 3
+
+
+def test_the_provider_of_a_deployment_that_names_none() -> None:
+    """LiteLLM says it beside the prices."""
+    info = {"litellm_provider": "vertex_ai-anthropic_models"}
+    given = pricing(info=[deployment("claude-own-3@20250101", info, vertex_location="global")])
+    assert usd(given, Asked("alias", model_id="d1")) == 3

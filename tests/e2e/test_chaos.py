@@ -48,6 +48,7 @@ def test_everything_happened(report: Report) -> None:
     assert books.refused > 0
     assert verdict.whole > _EXCHANGES / 4
     assert verdict.by_bounds < _EXCHANGES / 10
+    assert any(b'"cost_usd":' in line for line in report.lives[0].lines)
 
 
 def test_sidecar_ends_well_and_keeps_nothing(report: Report) -> None:

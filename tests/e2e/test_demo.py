@@ -106,8 +106,11 @@ def test_litellms_own_names_are_shown(tmp_path: Path) -> None:
     ("sabotage", "told"),
     [
         pytest.param(
-            "from sidecar.exchange import Usage as U\n"
-            "U.read_tokens = property(lambda self: (self.cache_read_input_tokens or 0) + 1)",
+            "from sidecar.exchange import Usage as U; honest = U.input_classes\n"
+            "def generous(self):\n"
+            "    uncached, read, *writes = honest(self)\n"
+            "    return (uncached, read + 1, *writes)\n"
+            "U.input_classes = generous",
             "claude-sonnet-4-5, search: read counted 3692, true 3685",
             id="a-token-too-many",
         ),
@@ -121,17 +124,17 @@ def test_litellms_own_names_are_shown(tmp_path: Path) -> None:
             id="times-to-live-swapped",
         ),
         pytest.param(
-            "from sidecar.account.ledger import Ledger\n"
-            "Ledger._team_of = lambda self, exchange: 'search'",
+            "from sidecar.account.ledger import Ledger; honest = Ledger._count\n"
+            "Ledger._count = lambda self, reading, _, key: honest(self, reading, 'search', key)",
             "claude-sonnet-4-5, None: answers counted 0, true 4",
             id="another-team",
         ),
         pytest.param(
-            "from sidecar.account.ledger import Ledger; honest = Ledger._record\n"
-            "def forgetful(self, exchange, observation):\n"
-            "    if observation.status != 'partial':\n"
-            "        honest(self, exchange, observation)\n"
-            "Ledger._record = forgetful",
+            "from sidecar.account.ledger import Ledger; honest = Ledger._count\n"
+            "def forgetful(self, reading, *owner):\n"
+            "    if reading.observation.status != 'partial':\n"
+            "        honest(self, reading, *owner)\n"
+            "Ledger._count = forgetful",
             "claude-sonnet-4-5: partial counted 0, true 4",
             id="broken-streams-forgotten",
         ),
@@ -229,6 +232,30 @@ def test_the_printed_call_works(tmp_path: Path) -> None:
     assert '"cache_read_input_tokens":0' in first
     assert '"cache_read_input_tokens":0' not in second
     assert "litellm_cache_hits_metric_total{" in first
+
+
+def test_the_printed_report_works(tmp_path: Path) -> None:
+    """The command, pasted into a shell, sums up what the demo has counted."""
+    with running(tmp_path) as (_, said):
+        command = next(line for line in said.splitlines() if " -m sidecar report " in line)
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=ROOT,
+            env=environment(tmp_path) | {"COLUMNS": "200"},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [cells(line) for line in done.stdout.splitlines() if line.startswith("claude-")]
+    assert [row[1] for row in rows].count("search") == 2
+    total = next(cells(line) for line in done.stdout.splitlines() if line.startswith("all "))
+    # The calls of the round, and those that went on.
+    played = re.search(r"^(\d+) calls were made", said, re.MULTILINE)
+    assert played is not None
+    assert int(total[1]) == sum(int(next(filter(str.isdigit, row))) for row in rows)
+    assert int(total[1]) >= int(played[1])
 
 
 def test_it_ends_by_itself_after_its_time(tmp_path: Path) -> None:

@@ -156,6 +156,59 @@ def test_role_that_is_too_low(rig: Rig, tmp_path: Path, key: str) -> None:
         assert "LiteLLM refuses the key (40" in sidecar.process.log.read_text()
 
 
+AWS = "AWS4-HMAC-SHA256 Credential={}/20261124/us-east-1/bedrock/aws4_request, Signature=0"
+# Each has the key that LiteLLM takes as the first, and where there are two one that it does not.
+FORMS: list[list[tuple[str, str]]] = [
+    [("x-litellm-api-key", "Bearer {}"), ("authorization", "Bearer {}")],
+    [("x-litellm-api-key", "{}"), ("x-api-key", "{}")],
+    [("authorization", "Bearer {}"), ("x-api-key", "{}")],
+    [("authorization", "bearer {}"), ("api-key", "{}")],
+    [("authorization", "Basic {}"), ("x-goog-api-key", "{}")],
+    [("authorization", AWS.replace("{}", "Bearer {}")), ("x-api-key", "{}")],
+    [("authorization", AWS)],
+    [("api-key", "{}"), ("x-api-key", "{}")],
+    [("x-api-key", "{}"), ("x-goog-api-key", "{}")],
+    [("x-goog-api-key", "{}"), ("ocp-apim-subscription-key", "{}")],
+    [("ocp-apim-subscription-key", "{}")],
+    [("x-api-key", "{}"), ("X-Api-Key", "{}")],
+]
+
+
+def test_key_is_the_one_that_litellm_takes(rig: Rig, tmp_path: Path) -> None:
+    """In whatever header it stands and whatever else is there: what the sidecar counts by hash
+    is what LiteLLM itself does."""
+    settings = {"SIDECAR_UPSTREAM": rig.litellm.url, "SIDECAR_LABELS": "hashed_api_key"}
+    taken = []
+    with sidecar_process(tmp_path, settings) as sidecar:
+        for number, form in enumerate(FORMS):
+            keys = [f"sk-form-{number}-{place}" for place in range(len(form))]
+            for key in keys:
+                rig.database.put_key(key, user_id="somebody")
+            taken.append(hashlib.sha256(keys[0].encode()).hexdigest())
+            # Last in the request stands what goes first.
+            lines = [
+                f"{name}: {text.format(key)}" for (name, text), key in zip(form, keys, strict=True)
+            ]
+            if len({name.lower() for name, _ in form}) > 1:
+                lines.reverse()
+            raw = post(body_for(MODEL, "forms"), "none").replace(
+                b"x-api-key: none", "\r\n".join(lines).encode()
+            )
+            answer = ask_now(sidecar.url, raw)
+            assert answer.status == 200, (form, answer.body)
+        counted = {labels["hashed_api_key"] for labels, n in rows(sidecar, RESPONSES) if n}
+    assert counted == set(taken)
+    theirs = "litellm_proxy_total_requests_metric_total"
+    rig.litellm.wait_for_metric(f'hashed_api_key="{taken[-1]}"')
+    found = [labels for name, labels, _ in samples(rig.litellm.metrics()) if name == theirs]
+    used = {labels["hashed_api_key"] for labels in found if labels["route"] == "/v1/messages"}
+    others = {
+        hashlib.sha256(f"sk-form-{number}-1".encode()).hexdigest() for number in range(len(FORMS))
+    }
+    assert set(taken) <= used
+    assert used & others == set()
+
+
 def join() -> str:
     """Read the join from the page that offers it."""
     text = (ROOT / "docs" / "teams.md").read_text()

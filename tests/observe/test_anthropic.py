@@ -325,7 +325,9 @@ ERROR = event("error", {"error": {"type": "overloaded_error", "message": "Overlo
             id="an event without data",
         ),
         pytest.param(
-            START + b'data: {"type":"content_block_start","error":null,"usage":{}}\n\n' + STOP,
+            START
+            + b'data: {"type":"content_block_start","error":null,"usage":{"output_tokens":5}}\n\n'
+            + STOP.replace(b"}", b',"usage":{}}'),
             End.COMPLETE,
             Status.COMPLETE,
             Usage(7, 1),
@@ -367,6 +369,34 @@ def test_streams_that_end_in_other_ways(
     """Each way in which a stream can go wrong has its status, and keeps what was said."""
     seen = observe(body, end=end)
     assert (seen.status, seen.usage) == (status, counts)
+
+
+def test_stream_that_is_cut_anywhere_is_not_invalid() -> None:
+    """The beginning of a stream contradicts nothing, wherever it ends."""
+    body = stream(usage(new=7, out=1), usage(out=9))
+    for at in range(len(body)):
+        for end in (End.UPSTREAM_CUT, End.CLIENT_LEFT):
+            assert observe(body[:at], end=end).status is Status.PARTIAL
+        assert observe(body[:at]).status in (Status.PARTIAL, Status.MISSING)
+
+
+@pytest.mark.parametrize("ping", [event("ping", {}), b": ping\n\n"], ids=["event", "comment"])
+def test_torn_frame_is_noticed(ping: bytes) -> None:
+    """LiteLLM 1.100 may send a ping in the middle of a frame. Wherever that is, no stream is
+    called complete of which a count is missing."""
+    body = START + DELTA + STOP
+    for at in range(len(body) + 1):
+        seen = observe(body[:at] + ping + body[at:])
+        assert seen.status is not Status.COMPLETE or seen.usage == Usage(7, 9), at
+
+
+def test_first_usage_over_the_bound() -> None:
+    """What is missing with it does not make the stream another fault's."""
+    start = event(
+        "message_start", {"message": {"usage": {"input_tokens": 7}, "x": "x" * (1 << 20)}}
+    )
+    seen = observe(start + DELTA + STOP)
+    assert (seen.status, seen.usage) == (Status.OVERSIZED, Usage(None, 9))
 
 
 def test_event_type_without_event_line() -> None:

@@ -13,7 +13,13 @@ import pytest
 import zstandard
 
 from sidecar.exchange import End, Status
-from sidecar.observe.decoding import DecodingError, ExpansionError, codings_of, decoder_for
+from sidecar.observe.decoding import (
+    STEP_BYTES,
+    DecodingError,
+    ExpansionError,
+    codings_of,
+    decoder_for,
+)
 from tests.support.bodies import SSE, cuts, observe, stream
 
 TEXT = stream({"input_tokens": 7}, {"output_tokens": 3}, text=[str(i) for i in range(500)])
@@ -130,6 +136,16 @@ def test_codings_are_a_list(values: list[bytes], codings: bytes) -> None:
     assert codings_of([(b"x", b"y"), *headers]) == codings
 
 
+@pytest.mark.parametrize(("coding", "encode"), CODINGS, ids=IDS)
+@pytest.mark.parametrize("size", [60_000, 65_536, 70_000, 200_000])
+def test_what_comes_in_one_piece_is_decoded_to_its_end(
+    coding: bytes, encode: Callable[[bytes], bytes], size: int
+) -> None:
+    """Nothing of it waits for a next piece, of which there is none."""
+    body = b" " * size + TEXT
+    assert decode(coding, [encode(body)]) == body
+
+
 @pytest.mark.parametrize("coding", [b"compress", b"gzip, br", b"aws-chunked", b"x" * 500])
 def test_other_codings_are_named(coding: bytes) -> None:
     """What is not decoded has a status of its own."""
@@ -179,6 +195,6 @@ def test_bombs_are_refused_within_bounds(coding: bytes, encode: Callable[[bytes]
             size += next(pieces)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert size <= 100 * min(len(bomb), 64 * 1024) + 1024 * 1024
+    assert size <= 100 * (min(len(bomb), 64 * 1024) + STEP_BYTES) + 1024 * 1024
     assert peak < 8 * 1024 * 1024
     assert observe(bomb[:65536], [*SSE, (b"content-encoding", coding)]).status is Status.OVERSIZED

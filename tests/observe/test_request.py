@@ -17,11 +17,16 @@ MAX = 32 * 1024 * 1024
 
 
 def read(
-    chunks: list[bytes], *, sized: bool = True, headers: Any = (), max_bytes: int = MAX
+    chunks: list[bytes],
+    *,
+    sized: bool = True,
+    headers: Any = (),
+    max_bytes: int = MAX,
+    ttls: bool = True,
 ) -> RequestFacts:
     length = sum(map(len, chunks))
     sizes = [(b"content-length", str(length).encode())] if sized else []
-    reader = BodyReader([*sizes, *headers], max_bytes)
+    reader = BodyReader([*sizes, *headers], max_bytes, ttls=ttls)
     for chunk in chunks:
         reader.feed(chunk)
     for _ in reader.finish():
@@ -108,6 +113,17 @@ def test_facts_in_every_cut(raw: bytes, facts: RequestFacts, sized: bool) -> Non
     assert read([raw], sized=sized) == facts
     for chunks in cuts(raw, seed=2):
         assert read(chunks, sized=sized) == facts
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["whole", "scanned"])
+@pytest.mark.parametrize(("raw", "facts"), CASES)
+def test_the_ttl_is_learned_only_if_it_is_wanted(
+    raw: bytes, facts: RequestFacts, sized: bool
+) -> None:
+    """Where it is not, the rest is learned all the same."""
+    expected = facts._replace(hour_asked=None)
+    for chunks in cuts(raw, seed=3):
+        assert read(chunks, sized=sized, ttls=False) == expected
 
 
 def test_large_bodies_are_scanned() -> None:

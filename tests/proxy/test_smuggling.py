@@ -28,6 +28,7 @@ pytestmark = pytest.mark.anyio
 
 DATA = Path(__file__).parents[1] / "data" / "smuggling"
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 NEXT_FORWARDED = b"GET /next HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 127.0.0.1\r\n\r\n"
 
 
@@ -134,7 +135,7 @@ async def relaying(url: str) -> AsyncIterator[Relaying]:
     """Serve what a sidecar serves to clients."""
     sidecar = Sidecar(Settings(upstream=url))
     try:
-        async with serving(lambda _: sidecar.relay) as served:
+        async with serving(lambda _: sidecar.relay, ws=sidecar.tunnel) as served:
             yield Relaying(sidecar, served.address)
     finally:
         await sidecar.aclose()
@@ -214,3 +215,48 @@ async def test_responses(case: dict[str, Any]) -> None:
             assert (answer.status, answer.body) == (200, b"second")
         # The first was asked for once: what may have been acted on is not asked for again.
         assert sum(b"/a" in request.line for request in server.received) == 1
+
+
+@pytest.mark.parametrize("case", cases("handshakes.jsonl"))
+async def test_handshakes(case: dict[str, Any]) -> None:
+    """A WebSocket's handshake goes on as the bytes that are written down for it, or as the plain
+    request that it is, or is refused; what stands behind it goes on after the 101 alone."""
+    raw, refused = case["bytes"].encode("latin-1"), case.get("refused")
+    forwarded = case.get("forwarded", "").encode("latin-1")
+    frames = case.get("frames", "").encode("latin-1")
+    switches = b"\r\nupgrade: " in forwarded
+    came = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            answered = len(came) >= len(forwarded)
+            came.extend(data)
+            if answered or len(came) < len(forwarded):
+                continue
+            # None of what stands behind the handshake may have come.
+            assert len(came) == len(forwarded)
+            writer.write(SWITCH if switches else b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        for step in (len(raw), 1):
+            came.clear()
+            async with relaying(url) as sidecar, connected(sidecar.address) as client:
+                for at in range(0, len(raw), step):
+                    client.send(raw[at : at + step])
+                    await asyncio.sleep(0)
+                if switches:
+                    async with asyncio.timeout(10):
+                        head = await client.reader.readuntil(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 101 ")
+                else:
+                    answer = await client.answer()
+                    assert answer.status == (refused[0] if refused else 200)
+                    reason = refused[1].encode() if refused else None
+                    assert answer.header(b"x-sidecar-error") == reason
+                await until(lambda: len(came) >= len(forwarded + frames))
+                assert bytes(came) == forwarded + frames
+    finally:
+        server.close()

@@ -557,6 +557,23 @@ async def test_long_head_within_the_bound(link: Connect) -> None:
         assert len((await it.fetch()).headers) == 101
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"x: " + b"v" * 300_000, id="value"),
+        pytest.param(b"n" * 300_000 + b": x", id="name"),
+        pytest.param(b"\r\n".join([b"x: " + b"v" * 1000] * 300), id="headers"),
+    ],
+)
+@pytest.mark.parametrize("rest", [b"ok", b""], ids=["with a body", "alone"])
+async def test_head_over_the_bound_is_no_head(link: Connect, line: bytes, rest: bytes) -> None:
+    """It is refused, also where its end comes with the bytes that are too many."""
+    async with link(b"HTTP/1.1 200 OK\r\n" + line + b"\r\ncontent-length: 2\r\n\r\n" + rest) as it:
+        with pytest.raises(UpstreamError) as caught:
+            await it.open()
+        assert caught.value.fault is UpstreamFault.MALFORMED_RESPONSE
+
+
 @pytest.mark.parametrize("framed", ["length", "chunked", "until the end"])
 async def test_large_body(link: Connect, framed: str) -> None:
     """A body of many reads is whole."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.secrets import assert_no_keys
+
 __all__ = ["ManagedProcess", "ReadinessError", "coverage_environment", "free_port"]
 
 _LOG_TAIL_BYTES = 6000
@@ -57,6 +59,7 @@ class ManagedProcess:
             environment: all of its environment; nothing is inherited but what measures coverage.
         """
         self.log = log
+        self._watched = "sidecar" in command
         with log.open("wb") as output:
             self._child = subprocess.Popen(
                 list(command),
@@ -101,13 +104,19 @@ class ManagedProcess:
         return self._child.wait(timeout_s)
 
     def stop(self) -> None:
-        """Ask the group to end, then make it; waits some seconds at most."""
+        """Ask the group to end, then make it; waits some seconds at most.
+
+        Raises:
+            AssertionError: it is a sidecar, and has written a key.
+        """
         self._signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(_TERM_WAIT_S)
         # Also when the leader has ended: a worker of it may still be there.
         self._signal(signal.SIGKILL)
         self._child.wait(_KILL_WAIT_S)
+        if self._watched:
+            assert_no_keys(self.log.read_bytes(), "the sidecar's output")
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
