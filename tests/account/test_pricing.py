@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.account.price_file import PriceFile
 from sidecar.account.price_litellm import CostMap, deployments_in
-from sidecar.account.pricing import Asked, Card, Pricing
+from sidecar.account.pricing import Asked, Card, Pricing, asked_of
 from sidecar.account.rates import ATTO, Cost, RateClass, Unpriced
 from sidecar.exchange import Observation, Status, Usage
 from tests.account.test_ledger import exchange
@@ -464,3 +464,26 @@ def test_the_provider_of_a_deployment_that_names_none() -> None:
     info = {"litellm_provider": "vertex_ai-anthropic_models"}
     given = pricing(info=[deployment("claude-own-3@20250101", info, vertex_location="global")])
     assert usd(given, Asked("alias", model_id="d1")) == 3
+
+
+@pytest.mark.parametrize(
+    ("response_model", "requested"),
+    [
+        ("gpt-4o-2024-08-06", "our-model"),
+        (None, "gpt-4o"),
+        ("o3-mini-2025-01-31", "our-model"),
+    ],
+)
+def test_openai_model_has_a_price(response_model: str | None, requested: str) -> None:
+    """Named by the answer, or else by the request; reads have a rate of their own."""
+    given = exchange(
+        model=requested,
+        message_id="chatcmpl-1",
+        response_model=response_model,
+        response_headers=[],
+        usage=Usage(53, 16, 2048),
+    )
+    assert given.observation is not None
+    cost = pricing(entries=None, package=True).price(given, given.observation)
+    assert isinstance(cost, Cost)
+    assert asked_of(given, given.observation).kind == "openai"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.exchange import End, Outcome, RequestFacts, Status, Usage
+from sidecar.exchange import End, Outcome, Remarks, RequestFacts, Status, Usage
 from sidecar.observe import anthropic
 from sidecar.observe.tap import outcome_of
 from tests.support.bodies import JSON, SSE, event, message, observe, stream
@@ -485,3 +485,84 @@ def test_the_fast_decoder_reads_what_the_patient_one_reads(monkeypatch: pytest.M
     monkeypatch.setattr(anthropic, "_read_plain", lambda _: None)
     for (body, headers), seen in zip(bodies, fast, strict=True):
         assert observe(body, headers) == seen, body
+
+
+def _remarks(usage: Any, **members: Any) -> Remarks:
+    """Read the remarks of an answer, as JSON and in a stream."""
+    whole = observe(message(usage, **members), JSON).remarks
+    start = {"id": "msg_1", "usage": {"input_tokens": 1, "output_tokens": 1}}
+    if "diagnostics" in members:
+        start["diagnostics"] = members["diagnostics"]
+    delta = {"delta": {"stop_reason": members.get("stop_reason")}, "usage": usage}
+    body = event("message_start", {"message": start})
+    body += event("message_delta", delta) + event("message_stop", {})
+    assert observe(body).remarks == whole
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("usage", "members", "remarks"),
+    [
+        ({}, {}, Remarks()),
+        ({}, {"stop_reason": "end_turn"}, Remarks("end_turn")),
+        ({}, {"stop_reason": 7}, Remarks()),
+        ({}, {"diagnostics": None}, Remarks()),
+        ({}, {"diagnostics": {"cache_miss_reason": None}}, Remarks()),
+        ({}, {"diagnostics": "odd"}, Remarks()),
+        (
+            {},
+            {"diagnostics": {"cache_miss_reason": "unavailable"}},
+            Remarks(None, "unavailable"),
+        ),
+        (
+            {},
+            {"diagnostics": {"cache_miss_reason": {"type": "tools_changed"}}},
+            Remarks(None, "tools_changed"),
+        ),
+        ({"server_tool_use": {"web_search_requests": 1}}, {}, Remarks()),
+        ({"server_tool_use": {"web_fetch_requests": 2}}, {}, Remarks(None, None, 2)),
+        ({"server_tool_use": {"web_fetch_requests": "2"}}, {}, Remarks()),
+        ({"server_tool_use": {"web_fetch_requests": 2.0}}, {}, Remarks(None, None, 2)),
+        ({"iterations": []}, {}, Remarks()),
+        ({"iterations": "odd"}, {}, Remarks()),
+        (
+            {"iterations": [{"type": "compaction", "input_tokens": 9}, {"type": "message"}]},
+            {},
+            Remarks(None, None, None, ("compaction", "message")),
+        ),
+        (
+            {"iterations": [{"type": "compaction"}, {"type": 7}, "odd"]},
+            {},
+            Remarks(None, None, None, ("compaction",)),
+        ),
+    ],
+)
+def test_remarks(usage: Any, members: Any, remarks: Remarks) -> None:
+    """What an answer says beside its tokens is read; what is odd is left out."""
+    assert _remarks({"input_tokens": 7, "output_tokens": 16} | usage, **members) == remarks
+
+
+def test_odd_start_with_diagnostics() -> None:
+    """What the fast decoder refuses is read by the patient one."""
+    start = {"id": 7, "diagnostics": {"cache_miss_reason": {"type": "model_changed"}}}
+    body = event("message_start", {"message": start | {"usage": {"input_tokens": 1}}})
+    assert observe(body).remarks == Remarks(None, "model_changed")
+
+
+@pytest.mark.parametrize(
+    ("ids", "status"),
+    [
+        (("msg_1", "msg_1"), Status.COMPLETE),
+        (("msg_1", "msg_2"), Status.INVALID),
+        ((None, None), Status.INVALID),
+        (("msg_1", None), Status.INVALID),
+    ],
+)
+def test_start_that_comes_twice(ids: tuple[Any, Any], status: Status) -> None:
+    """One message may be begun twice, as LiteLLM 1.83 does; two are a mixture."""
+    body = b"".join(
+        event("message_start", {"message": {"id": each, "usage": {"input_tokens": 7}}})
+        for each in ids
+    )
+    body += event("message_delta", {"usage": {"output_tokens": 16}}) + event("message_stop", {})
+    assert observe(body).status is status

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.exchange import Dialect, End, Observation, Status, Usage
+from sidecar.exchange import Dialect, End, Observation, Remarks, Status, Usage
 from sidecar.observe.event_stream import MAX_MESSAGE_BYTES
 from sidecar.observe.tap import tap_for
 from tests.support.bodies import JSON, MESSAGES, converse, frame, frames, invocation, observe
@@ -78,7 +78,7 @@ def test_usage_of_converse(usage: Any, expected: Usage) -> None:
     """Its input leaves out the cache, as Anthropic's does; JSON and streams say the same."""
     seen = converse_json(usage)
     assert seen == converse_stream(converse(usage))
-    assert seen == Observation(Status.COMPLETE, expected)
+    assert seen == Observation(Status.COMPLETE, expected, remarks=Remarks("end_turn"))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,8 @@ def test_converse_without_usage() -> None:
     assert converse_stream(begun, End.UPSTREAM_CUT).status is Status.PARTIAL
     assert converse_stream(begun).status is Status.MISSING
     torn = frames(("metadata", b"{"))
+    odd = frames(("messageStop", {"stopReason": 7}), ("metadata", {"usage": USAGE}))
+    assert converse_stream(odd).remarks == Remarks()
     assert converse_stream(torn).status is Status.INVALID
 
 

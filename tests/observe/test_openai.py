@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.exchange import Dialect, End, Observation, Status, Terms, Usage
+from sidecar.exchange import Dialect, End, Observation, Remarks, Status, Terms, Usage
 from sidecar.observe.tap import tap_for
 from tests.support.bodies import JSON, SSE, chunk, event, observe, response_event
 
@@ -308,3 +308,25 @@ def test_first_token_is_noticed(dialect: Dialect, before: bytes, first: bytes) -
     assert not tap.first_token_seen
     tap.feed(first)
     assert tap.first_token_seen
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", None, 7])
+def test_finish_reason_is_a_remark(reason: Any) -> None:
+    """It stands on a chunk without usage, near the end of a stream."""
+    remarks = Remarks(reason if isinstance(reason, str) else None)
+    choices = [{"index": 0, "message": {"content": "Hello"}, "finish_reason": reason}]
+    assert chat({"prompt_tokens": 9}, choices=choices).remarks == remarks
+    for separators in ((",", ":"), (", ", ": ")):
+        last = {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+        end = b"data: " + json.dumps(last, separators=separators).encode() + b"\n\n"
+        body = chunk() + end + chunk({"prompt_tokens": 9}, choices=[]) + DONE
+        seen = chat_stream(body)
+        assert (seen.status, seen.remarks) == (Status.COMPLETE, remarks)
+        assert chat_stream(end + DONE).remarks == remarks
+
+
+def test_odd_choices_say_nothing() -> None:
+    """What is no list of objects is passed over."""
+    for choices in ("odd", [7], {"finish_reason": "stop"}):
+        seen = chat({"prompt_tokens": 9}, choices=choices)
+        assert (seen.usage, seen.remarks) == (Usage(9), Remarks())
