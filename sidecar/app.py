@@ -79,7 +79,9 @@ class _Observer:
         return self._prices is not None and self._prices.pricing.ttls_wanted
 
     def read_request(self, route: Route, dialect: Dialect, headers: RawHeaders) -> RequestReader:
-        return BodyReader(headers, self._max_request_bytes, ttls=self._ttls_wanted())
+        return BodyReader(
+            headers, self._max_request_bytes, ttls=self._ttls_wanted(), dialect=dialect
+        )
 
     def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
         return tap_for(dialect, status_code, headers)

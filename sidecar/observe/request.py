@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from sidecar.exchange import RawHeaders, RequestFacts, first_values
+from sidecar.exchange import Dialect, RawHeaders, RequestFacts, first_values
 from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import MemberReader
 
@@ -29,9 +29,19 @@ _STEP_BYTES = 64 * 1024
 _MAX_TOP_BYTES = 1024 * 1024
 """Longest top level that is kept, in bytes. A system prompt given as a string belongs to it."""
 
-_CACHE_KEY = b'"cache_control"'
-# The value tells a real breakpoint from a tool parameter that happens to have this name.
-_CACHE_CONTROL = re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"[^{}]*')
+
+class _Mark(NamedTuple):
+    """How a dialect asks for caching."""
+
+    key: bytes
+    whole: re.Pattern[bytes]
+    """The value tells a real breakpoint from a tool parameter that happens to have this name."""
+
+
+_CACHE_CONTROL = _Mark(
+    b'"cache_control"', re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"[^{}]*')
+)
+_CACHE_POINT = _Mark(b'"cachePoint"', re.compile(rb'"cachePoint"\s*:\s*\{[^{}]*"default"[^{}]*'))
 _OVERLAP = 128
 """Bytes of the chunk before in which a `cache_control` may begin."""
 
@@ -57,10 +67,21 @@ class BodyReader:
         max_bytes: the capture bound; of a longer body nothing is learned.
         ttls: whether to learn if caching is asked for an hour: for that a body has to be searched
             to its end.
+        dialect: how its answer spells usage, and it asks for caching.
     """
 
-    def __init__(self, headers: RawHeaders, max_bytes: int, *, ttls: bool = False) -> None:
+    def __init__(
+        self,
+        headers: RawHeaders,
+        max_bytes: int,
+        *,
+        ttls: bool = False,
+        dialect: Dialect = Dialect.ANTHROPIC,
+    ) -> None:
         self._ttls = ttls
+        # LiteLLM takes Anthropic's breakpoints on OpenAI's routes, too.
+        converse = dialect is Dialect.BEDROCK_CONVERSE
+        self._mark = _CACHE_POINT if converse else _CACHE_CONTROL
         self._max_bytes = max_bytes
         self._size = 0
         self._facts: RequestFacts | None = None
@@ -73,7 +94,7 @@ class BodyReader:
             return
         length = fields.get(b"content-length", b"").strip()
         if not length.isdigit() or int(length) > _WHOLE_BYTES:
-            self._scanner = _Scanner(self._ttls)
+            self._scanner = _Scanner(self._ttls, self._mark)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -98,10 +119,10 @@ class BodyReader:
             self._chunks.clear()
             request = _members.strict(body)
             if request is not None:
-                self._facts = _facts(request, *_asks_for_caching(body, self._ttls))
+                self._facts = _facts(request, *_asks_for_caching(body, self._ttls, self._mark))
                 return
             # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
-            self._scanner = _Scanner(self._ttls)
+            self._scanner = _Scanner(self._ttls, self._mark)
             for start in range(0, len(body), _STEP_BYTES):
                 self._scanner.feed(body[start : start + _STEP_BYTES])
                 yield
@@ -124,14 +145,16 @@ class _Scanner:
         "_escaped",
         "_hour",
         "_in_string",
+        "_mark",
         "_overflow",
         "_tail",
         "_top",
         "_ttls",
     )
 
-    def __init__(self, ttls: bool) -> None:
+    def __init__(self, ttls: bool, mark: _Mark) -> None:
         self._ttls = ttls
+        self._mark = mark
         self._depth = 0
         self._in_string = False
         self._escaped = False
@@ -144,7 +167,7 @@ class _Scanner:
     def feed(self, chunk: bytes) -> None:
         if not self._asked or self._hour is False:
             window = self._tail + chunk
-            asked, self._hour = _asks_for_caching(window, self._ttls)
+            asked, self._hour = _asks_for_caching(window, self._ttls, self._mark)
             self._asked = self._asked or asked
             self._tail = window[-_OVERLAP:]
         at = 0
@@ -205,20 +228,20 @@ class _Scanner:
             self._top.clear()
 
 
-def _asks_for_caching(text: bytes, ttls: bool) -> tuple[bool, bool | None]:
+def _asks_for_caching(text: bytes, ttls: bool, mark: _Mark) -> tuple[bool, bool | None]:
     """Say whether caching is asked for; and whether for an hour, where that is wanted."""
     # To find a constant is ten times as quick as to search for a pattern.
     asked = False
-    at = text.find(_CACHE_KEY)
+    at = text.find(mark.key)
     while at >= 0:
-        found = _CACHE_CONTROL.match(text, at)
+        found = mark.whole.match(text, at)
         if found is not None:
             asked = True
             if not ttls:
                 break
             if b'"1h"' in found[0]:
                 return True, True
-        at = text.find(_CACHE_KEY, at + 1)
+        at = text.find(mark.key, at + 1)
     return asked, False if ttls else None
 
 

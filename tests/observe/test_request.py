@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.exchange import RequestFacts
+from sidecar.exchange import Dialect, RequestFacts
 from sidecar.observe.request import BodyReader
 from tests.support.bodies import cuts
 
@@ -179,3 +179,24 @@ def test_random_documents_scan_as_they_decode() -> None:
         expected = RequestFacts(str(document["model"]), False, False, False)
         for chunks in cuts(raw, seed=round_):
             assert read(chunks, sized=False) == expected, raw
+
+
+@pytest.mark.parametrize(
+    ("point", "asked", "hour"),
+    [
+        ({"cachePoint": {"type": "default"}}, True, False),
+        ({"cachePoint": {"type": "default", "ttl": "1h"}}, True, True),
+        ({"cachePoint": {"type": "other"}}, False, False),
+        ({"cache_control": CONTROL}, False, False),
+    ],
+)
+@pytest.mark.parametrize("sized", [True, False])
+def test_cache_points_of_converse(point: Any, asked: bool, hour: bool, sized: bool) -> None:
+    """Converse asks for caching in words of its own."""
+    raw = body(system=[{"text": "x"}, point])
+    length = [(b"content-length", b"%d" % len(raw))] if sized else []
+    reader = BodyReader(length, MAX, ttls=True, dialect=Dialect.BEDROCK_CONVERSE)
+    reader.feed(raw)
+    for _ in reader.finish():
+        pass
+    assert reader.facts() == RequestFacts(None, None, asked, hour)
