@@ -709,3 +709,11 @@ def test_mutations_raise_nothing_and_lose_nothing() -> None:
         Rewrite.UNREPORTED,
         Rewrite.MISSING,
     }
+
+
+@pytest.mark.parametrize("dialect", sorted(set(Dialect) - {Dialect.ANTHROPIC}))
+def test_other_dialects_are_left_alone(dialect: Dialect) -> None:
+    """What is added is OpenAI's own, and has no place in Bedrock's."""
+    rewriter = Rewriter(full=True)
+    assert not rewriter.wanted(dialect, [])
+    assert rewriter.transformer(dialect, [], RequestFacts("m"), 200, JSON) is None

@@ -15,7 +15,19 @@ import pytest
 from sidecar.exchange import Dialect, End, Status, Usage
 from sidecar.observe.sse import MAX_EVENT_BYTES
 from sidecar.observe.tap import MAX_JSON_BYTES, tap_for
-from tests.support.bodies import JSON, SSE, cuts, message, observe, stream
+from tests.support.bodies import (
+    JSON,
+    MESSAGES,
+    SSE,
+    chunk,
+    converse,
+    cuts,
+    invocation,
+    message,
+    observe,
+    response_event,
+    stream,
+)
 from tests.support.requirements import require_corpus
 
 COUNTS = {"input_tokens": 7, "output_tokens": 16, "cache_read_input_tokens": 2101}
@@ -180,9 +192,23 @@ def test_every_recorded_answer_gives_its_true_usage() -> None:
 def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
     """100,000 damaged answers: no exception, and no more memory than the bound."""
     dice = random.Random(20261123)
-    seeds = [(SSE, stream(COUNTS, {"output_tokens": 17})), (JSON, message(COUNTS))]
+    chat = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
+    response = {"usage": COUNTS | {"input_tokens_details": {"cached_tokens": 4}}}
+    seeds: list[tuple[Dialect, list[tuple[bytes, bytes]], bytes]] = [
+        (Dialect.ANTHROPIC, SSE, stream(COUNTS, {"output_tokens": 17})),
+        (Dialect.ANTHROPIC, JSON, message(COUNTS)),
+        (Dialect.OPENAI_CHAT, SSE, chunk(chat) + chunk(chat, choices=[]) + b"data: [DONE]\n\n"),
+        (Dialect.OPENAI_CHAT, JSON, message(chat)),
+        (Dialect.OPENAI_RESPONSES, SSE, response_event("response.completed", **response)),
+        (Dialect.OPENAI_RESPONSES, JSON, json.dumps(response).encode()),
+        (Dialect.BEDROCK_CONVERSE, MESSAGES, converse({"inputTokens": 7})),
+        (Dialect.BEDROCK_CONVERSE, JSON, message({"inputTokens": 7})),
+        (Dialect.BEDROCK_INVOKE, MESSAGES, invocation({"metadata": {"usage": COUNTS}})),
+        (Dialect.BEDROCK_INVOKE, JSON, message({"inputTokens": 7})),
+    ]
     seeds += [
-        ([*headers, (b"content-encoding", b"gzip")], gzip.compress(body)) for headers, body in seeds
+        (dialect, [*headers, (b"content-encoding", b"gzip")], gzip.compress(body))
+        for dialect, headers, body in seeds[:2]
     ]
     tokens = [
         b'"usage"',
@@ -199,7 +225,7 @@ def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
     ]
     tracemalloc.start()
     for _ in range(100_000):
-        headers, body = dice.choice(seeds)
+        dialect, headers, body = dice.choice(seeds)
         damaged = bytearray(body)
         for _ in range(dice.randint(1, 6)):
             at = dice.randrange(len(damaged))
@@ -214,7 +240,8 @@ def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
                 damaged[at:at] = damaged[at : at + 200]
             damaged = damaged or bytearray(b"x")
         cut = dice.randrange(len(damaged) + 1)
-        observe([bytes(damaged[:cut]), bytes(damaged[cut:])], headers, end=dice.choice(list(End)))
+        pieces = [bytes(damaged[:cut]), bytes(damaged[cut:])]
+        observe(pieces, headers, end=dice.choice(list(End)), dialect=dialect)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < MAX_JSON_BYTES
