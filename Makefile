@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak fuzz audit lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ soak: .bench/python/.ready ## Run for 10 minutes at half of capacity; writes ben
 	$(BENCH_PYTHON) -m venv --clear --without-pip $(@D)
 	$(BIN)/python $(PIP) --python $(@D) install --no-deps --require-hashes -r $<
 	@touch $@
+
+faults: $(READY) ## Play the faults of docs/faults.md with all their variants (two minutes).
+	FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
 
 fuzz: $(FUZZ)/.ready ## Feed the parsers what nobody would send (ARGS: targets and seconds, fuzz/README.md).
 	@$(FUZZ)/bin/python -m fuzz.run $(ARGS)

@@ -30,7 +30,7 @@ __all__: list[str] = []
 
 _ROOT = Path(__file__).resolve().parents[1]
 _EVENTS = 300
-_BATCH = 250
+_BATCH = 400
 """Idle clients that take their first answer side by side: fewer than there are streams, so that
 the peak is that of the end."""
 
@@ -85,12 +85,13 @@ async def _streams(port: int, count: int) -> list[_Client]:
     loop = asyncio.get_running_loop()
     answer = bodies.paced(_EVENTS).body
     request = request_bytes(bodies.STREAM_REQUEST, bodies.REQUEST_HEADERS)
-    clients = []
-    for _ in range(count):
-        _, client = await loop.create_connection(
-            lambda: _Client(request, answer), "127.0.0.1", port
+    made = await asyncio.gather(
+        *(
+            loop.create_connection(lambda: _Client(request, answer), "127.0.0.1", port)
+            for _ in range(count)
         )
-        clients.append(client)
+    )
+    clients = [client for _, client in made]
     async with asyncio.timeout(120):
         await asyncio.gather(*(client.answered for client in clients))
     return clients
@@ -107,8 +108,11 @@ async def _measure(pid: int, port: int, idle: int, streams: int) -> None:
         kept += await _streams(port, min(_BATCH, idle - len(kept)))
     say(f"{idle:,} idle clients")
     running = asyncio.create_task(_streams(port, streams))
-    await asyncio.sleep(_EVENTS * bodies.PACED_INTERVAL_MS / 2000)
-    say(f"and {streams:,} paced streams, half through")
+    while open_files(pid) < idle + 2 * streams:
+        if running.done():
+            raise IdleError("the streams did not run at the same time")
+        await asyncio.sleep(0.05)
+    say(f"and {streams:,} paced streams, all running")
     for client in await running:
         client.transport.abort()
     broken = sum(client.transport.is_closing() for client in kept)
@@ -145,6 +149,7 @@ def main() -> None:
                 "SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
                 "SIDECAR_PORT": str(port),
                 "SIDECAR_ADMIN_PORT": str(admin_port),
+                "SIDECAR_KEEP_ALIVE_TIMEOUT_S": "600",
                 "SIDECAR_DRAIN_DELAY_S": "0",
             },
         )

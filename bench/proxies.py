@@ -132,6 +132,15 @@ def _sidecar_environment(place: Place) -> dict[str, str]:
     }
 
 
+def _sidecar_counts(place: Place) -> tuple[int, int]:
+    return _totals(
+        place,
+        "/metrics",
+        r'litellm_sidecar_responses_total\{.*outcome="hit".*',
+        r'litellm_sidecar_input_tokens_total\{.*cache="read".*',
+    )
+
+
 def _litellm(place: Place) -> list[str]:
     path = place.fill("litellm.yaml")
     words = ["--config", str(path), "--host", "127.0.0.1", "--port", str(place.port)]
@@ -225,12 +234,16 @@ PEERS = {
             (),
             (sys.executable, "-m", "sidecar", "--version"),
             environment=_sidecar_environment,
-            counted=lambda place: _totals(
-                place,
-                "/metrics",
-                r'litellm_sidecar_responses_total\{.*outcome="hit".*',
-                r'litellm_sidecar_input_tokens_total\{.*cache="read".*',
-            ),
+            counted=_sidecar_counts,
+        ),
+        Peer(
+            "sidecar-log",
+            "sidecar, usage log on",
+            _sidecar("sidecar", "serve"),
+            (),
+            (sys.executable, "-m", "sidecar", "--version"),
+            environment=lambda place: _sidecar_environment(place) | {"SIDECAR_USAGE_LOG": "stdout"},
+            counted=_sidecar_counts,
         ),
         Peer(
             "mitmproxy",

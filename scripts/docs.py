@@ -1,8 +1,8 @@
-"""Writes the generated tables of the pages: metrics, settings, fields of the usage log.
+"""Writes the generated tables of the pages: metrics, settings, fields of the usage log, faults.
 
 It knows the pages' markers and how a table looks; what stands in the tables comes from
-`Metrics`, `Settings` and `UsageLine` alone. With `--check` it writes nothing, and ends with 1
-and a diff where a page differs from what it would write.
+`Metrics`, `Settings`, `UsageLine` and the cases of `tests/faults` alone. With `--check` it writes
+nothing, and ends with 1 and a diff where a page differs from what it would write.
 
     python scripts/docs.py [--check]
 """
@@ -25,10 +25,13 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 from sidecar.account.metrics import Metrics  # noqa: E402
 from sidecar.account.usage_log import UsageLine  # noqa: E402
 from sidecar.config import PREFIX, Settings, allowed  # noqa: E402
+from tests.faults import page as faults  # noqa: E402
 
 __all__ = [
+    "FAULTS",
     "README",
     "USAGE_LOG",
+    "faults_table",
     "fields_table",
     "main",
     "metric_names",
@@ -39,6 +42,7 @@ __all__ = [
 
 README = ROOT / "README.md"
 USAGE_LOG = ROOT / "docs" / "usage-log.md"
+FAULTS = ROOT / "docs" / "faults.md"
 RESULTS = README.parent / "bench" / "RESULTS.md"
 
 
@@ -107,12 +111,19 @@ def _json_type(field: ast.AnnAssign) -> str:
     return " or ".join(names[name] for name in ast.unparse(field.annotation).split(" | "))
 
 
+def faults_table() -> str:
+    """List what goes wrong, what the client gets, and what is counted."""
+    table = _table(("what happens", "what the client gets", "what the counters say"), faults.ROWS)
+    return f"{table}\n{faults.MEMORY}\n"
+
+
 _README_TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "settings": settings_table,
     "overhead": overhead_table,
 }
 _USAGE_LOG_TABLES: dict[str, Callable[[], str]] = {"fields": fields_table}
+_FAULTS_TABLES: dict[str, Callable[[], str]] = {"faults": faults_table}
 
 
 def rewritten(text: str, tables: Mapping[str, Callable[[], str]] = _README_TABLES) -> str:
@@ -136,7 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the generated tables of the pages.")
     parser.add_argument("--check", action="store_true", help="compare only; 1 where they differ")
     check = parser.parse_args(arguments).check
-    pages = [_update(README, _README_TABLES, check), _update(USAGE_LOG, _USAGE_LOG_TABLES, check)]
+    pages = [
+        _update(README, _README_TABLES, check),
+        _update(USAGE_LOG, _USAGE_LOG_TABLES, check),
+        _update(FAULTS, _FAULTS_TABLES, check),
+    ]
     return 0 if all(pages) else 1
 
 

@@ -25,7 +25,13 @@ from sidecar import __version__
 from sidecar.account.price_report import price_lines
 from sidecar.account.rates import STANDARD
 from sidecar.app import Sidecar
-from sidecar.config import PREFIX, Settings, load_settings, unknown_settings
+from sidecar.config import (
+    PREFIX,
+    Settings,
+    load_admin_address,
+    load_settings,
+    unknown_settings,
+)
 from sidecar.descriptors import raise_limit
 from sidecar.errors import ConfigError, SidecarError, StartError
 from sidecar.exchange import End, Observation, Outcome, RequestFacts, Status
@@ -137,9 +143,9 @@ def prices(models: tuple[str, ...], tier: str, geo: str) -> None:
 @click.option("--ready", is_flag=True, help="Ask /readyz instead of /healthz.")
 def healthcheck(ready: bool) -> None:
     """Ask a running sidecar how it is; for probes that run a command."""
-    settings = load_settings()
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.admin_host, settings.admin_host)  # noqa: S104
-    url = f"http://{authority(host, settings.admin_port)}/{'readyz' if ready else 'healthz'}"
+    host, port = load_admin_address()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    url = f"http://{authority(host, port)}/{'readyz' if ready else 'healthz'}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as response:

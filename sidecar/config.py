@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sidecar.errors import ConfigError
 from sidecar.exchange import LABEL_NAMES, PRICE_SOURCES
 
-__all__ = ["PREFIX", "Settings", "load_settings", "unknown_settings"]
+__all__ = ["PREFIX", "Settings", "load_admin_address", "load_settings", "unknown_settings"]
 
 PREFIX = "SIDECAR_"
 
@@ -418,6 +418,30 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+
+class _AdminAddress(BaseSettings):
+    """The two settings that say where to ask a running sidecar."""
+
+    model_config = Settings.model_config
+
+    admin_host: _Host = Settings.model_fields["admin_host"].default
+    admin_port: _Port = Settings.model_fields["admin_port"].default
+
+
+def load_admin_address() -> tuple[str, int]:
+    """Read where a running sidecar is asked how it is.
+
+    A probe must not fail because of a file that has gone since the start: nothing else is read.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    try:
+        found = _AdminAddress()
+    except ValidationError as exc:
+        raise ConfigError([_fault(error) for error in exc.errors()]) from None
+    return found.admin_host, found.admin_port
 
 
 def load_settings() -> Settings:

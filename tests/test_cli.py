@@ -127,6 +127,9 @@ def test_check_and_healthcheck(tmp_path: Path) -> None:
         admin = {"SIDECAR_ADMIN_PORT": str(side.admin_port)}
         healthy = run("healthcheck", **admin)
         assert (healthy.returncode, healthy.stdout) == (0, "ok\n")
+        # A process is not unwell because a file that it has read is gone.
+        gone = {"SIDECAR_TEAM_FILE": str(tmp_path / "gone.json")}
+        assert run("healthcheck", **admin, **gone).returncode == 0
         unready = run("healthcheck", "--ready", **admin)
         assert (unready.returncode, "503" in unready.stderr) == (1, True)
         passed = run("check", SIDECAR_UPSTREAM=side.admin_url)

@@ -21,7 +21,7 @@ import yaml
 
 from sidecar.account.watched import WatchedFile
 from sidecar.errors import ConfigError
-from sidecar.exchange import RawHeaders, Route, header
+from sidecar.exchange import RawHeaders, Route, first_values, header
 
 __all__ = [
     "NO_TEAM",
@@ -39,7 +39,7 @@ NO_TEAM = "None"
 UNKNOWN = "unknown"
 """A name that could not be resolved."""
 
-_KEY_HEADERS = (
+_KEY_HEADERS: tuple[bytes, ...] = (
     # LiteLLM's order: 1.83.10 and 1.100.5 proxy/auth/user_api_key_auth.py, get_api_key.
     b"x-litellm-api-key",
     b"authorization",
@@ -77,23 +77,24 @@ class KeyReader:
     """
 
     def __init__(self, custom_header: str | None = None) -> None:
-        names = _KEY_HEADERS if custom_header is None else (custom_header.lower().encode(),)
-        self._ranks = {name: rank for rank, name in enumerate(names, start=1)}
-        self._pass_through_ranks = {_PASS_THROUGH_HEADER: 0} | self._ranks
+        self._names = _KEY_HEADERS
+        if custom_header is not None:
+            self._names = (custom_header.lower().encode(),)
+        self._pass_through_names = (_PASS_THROUGH_HEADER, *self._names)
 
     def hash_of(self, route: Route, headers: RawHeaders) -> str | None:
         """Hash the key that LiteLLM would take from these headers; None if there is none."""
-        ranks = self._pass_through_ranks if route in _PASS_THROUGH_ROUTES else self._ranks
-        found, found_rank = b"", len(ranks) + 1
-        for name, value in headers:
-            rank = ranks.get(name)
-            if rank is not None and rank < found_rank and value:
-                found, found_rank = value, rank
-        if not found:
-            return None
-        signed = _AWS_SIGNATURE.match(found)
-        key = signed[1] if signed else _SCHEME.sub(b"", found.strip(), count=1)
-        return hashlib.sha256(key).hexdigest()
+        names = self._pass_through_names if route in _PASS_THROUGH_ROUTES else self._names
+        values = first_values(headers)
+        for name in names:
+            value = values.get(name)
+            if value:
+                key = value.strip()
+                if b" " in key:  # a key has none: a scheme stands before it, or a signature about
+                    signed = _AWS_SIGNATURE.match(key)
+                    key = signed[1] if signed else _SCHEME.sub(b"", key, count=1)
+                return hashlib.sha256(key).hexdigest()
+        return None
 
 
 def named_in(headers: RawHeaders, name: bytes) -> str | None:
@@ -148,6 +149,8 @@ class Identities:
         """Say to whom a key belongs; None if `settle` will be called with the answer, once."""
         if self._lookups is None:
             return self._completed(hashed, Owner())
+        if self._file is None:
+            return self._lookups.resolve(hashed, settle)
         owner = self._lookups.resolve(hashed, lambda owner: settle(self._completed(hashed, owner)))
         return None if owner is None else self._completed(hashed, owner)
 

@@ -28,6 +28,7 @@ _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
 _SOON_S = 60.0
 """How soon a deployment that is not known yet may have LiteLLM asked again."""
+_CALENDAR_S = 3600.0
 _STALE_AFTER = 3
 """Refreshes that may fail before a source is called stale."""
 _TIMEOUT_S = 30.0
@@ -91,6 +92,8 @@ class PriceKeeper:
                 tasks.create_task(self._watch(self._file))
             for feed in self._feeds:
                 tasks.create_task(self._ask(feed))
+            if self._package:
+                tasks.create_task(self._follow_the_calendar())
 
     async def refresh(self) -> None:
         """Ask LiteLLM once, now; for the command line."""
@@ -121,6 +124,12 @@ class PriceKeeper:
                 else:
                     self._succeeded("file")
                     logger.info("price_file_read", extra={"models": models})
+
+    async def _follow_the_calendar(self) -> None:
+        """Have the package asked anew: some of its prices hold from a day on."""
+        while True:
+            await asyncio.sleep(min(self._refresh_s, _CALENDAR_S))
+            self.pricing.changed()
 
     async def _ask(self, feed: _Feed) -> None:
         """Ask LiteLLM for ever: on the schedule, and soon where it failed."""

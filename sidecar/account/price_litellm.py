@@ -10,7 +10,7 @@ An entry of the map is decoded when it is asked for: the map has thousands, a si
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -20,7 +20,7 @@ import msgspec
 from sidecar.account.model_names import same_price_names
 from sidecar.account.rates import STANDARD, RateClass, RateKey, SourceCard
 
-__all__ = ["CostMap", "Deployment", "deployments_in", "litellm_card"]
+__all__ = ["CostMap", "Deployment", "Deployments", "deployments_in", "litellm_card"]
 
 _FIELDS = (
     # The longer name first: one begins with the other.
@@ -95,8 +95,41 @@ class Deployment:
         return bool(self.key) and self.key not in same_price_names(self.model, self.provider)
 
 
-def deployments_in(body: bytes) -> dict[str, Deployment]:
-    """Read the answer of `/v1/model/info`: deployments by their id.
+class Deployments:
+    """What `/v1/model/info` says of all deployments.
+
+    One deployment has several rows where LiteLLM knows it by several names, and where it is a
+    wildcard (`anthropic/*`): LiteLLM 1.100 writes a row for each model that it can stand for.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, Deployment]] = ()) -> None:
+        self._rows: dict[str, list[Deployment]] = {}
+        for model_id, deployment in rows:
+            self._rows.setdefault(model_id, []).append(deployment)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._rows
+
+    def find(self, model_id: str, requested: str) -> Deployment | None:
+        """Find the deployment that answered; None where it can have been several models."""
+        rows = self._rows.get(model_id, [])
+        if len({row.model for row in rows}) > 1:
+            rows = [row for row in rows if row.alias == requested]
+        return rows[0] if rows and "*" not in rows[0].model else None
+
+    def named(self, alias: str) -> Iterator[tuple[str, Deployment]]:
+        """Name the deployments that clients reach under a name, by their id."""
+        for model_id, rows in self._rows.items():
+            for row in rows:
+                if row.alias == alias:
+                    yield model_id, row
+
+
+def deployments_in(body: bytes) -> Deployments:
+    """Read the answer of `/v1/model/info`.
 
     Raises:
         ValueError: it is no such answer.
@@ -105,25 +138,33 @@ def deployments_in(body: bytes) -> dict[str, Deployment]:
         listed = msgspec.json.decode(body, type=_ModelInfos).data
     except (msgspec.MsgspecError, RecursionError):
         raise ValueError("not a list of deployments") from None
-    deployments = {}
+    rows = []
     for each in listed:
         params, info = each.litellm_params, each.model_info
-        if not isinstance(info.get("id"), str) or not isinstance(params.get("model"), str):
-            continue
-        model = info.get("base_model") or params.get("base_model") or params["model"]
-        provider = params.get("custom_llm_provider") or params["model"].partition("/")[0]
-        location = params.get("vertex_location") or params.get("vertex_ai_location") or ""
+        model_id, model = info.get("id"), params.get("model")
+        if isinstance(model_id, str) and isinstance(model, str):
+            rows.append((model_id, _deployment(each.model_name, model, params, info)))
+    return Deployments(rows)
+
+
+def _deployment(alias: str, model: str, params: dict[str, Any], info: dict[str, Any]) -> Deployment:
+    def said(value: object) -> str:
+        return value if isinstance(value, str) else ""
+
+    provider, slash, _ = model.partition("/")
+    if not slash:
+        # `vertex_ai-anthropic_models` and the like
+        provider = said(info.get("litellm_provider")).partition("-")[0]
+    model = said(info.get("base_model")) or said(params.get("base_model")) or model
+    return Deployment(
+        alias,
+        model,
+        said(params.get("custom_llm_provider")) or provider,
+        said(params.get("vertex_location")) or said(params.get("vertex_ai_location")),
+        said(info.get("key")),
         # LiteLLM writes 0 for the price of a model that it does not know.
-        card = litellm_card({k: v for k, v in info.items() if v}, str(model))
-        deployments[info["id"]] = Deployment(
-            each.model_name,
-            str(model),
-            str(provider),
-            str(location),
-            str(info.get("key") or ""),
-            card,
-        )
-    return deployments
+        litellm_card({field: value for field, value in info.items() if value}, model),
+    )
 
 
 class _ModelInfo(msgspec.Struct):

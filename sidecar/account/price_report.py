@@ -28,7 +28,7 @@ def price_lines(
     Args:
         model: what a client would ask for, or a model's name.
     """
-    found = [each for each in pricing.deployments.items() if each[1].alias == model]
+    found = list(pricing.deployments.named(model))
     for model_id, deployment in found:
         yield f"{model}: deployment {model_id}, {deployment.model}"
         yield from _card_lines(pricing.card(Asked(model, model_id=model_id, tier=tier, geo=geo)))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from sidecar.account.model_names import general_names
 from sidecar.account.price_file import PriceFile
-from sidecar.account.price_litellm import CostMap, Deployment
+from sidecar.account.price_litellm import CostMap, Deployment, Deployments
 from sidecar.account.price_package import package_card
 from sidecar.account.rates import (
     ATTO,
@@ -90,7 +90,7 @@ class Pricing:
     ) -> None:
         self.file = file
         self.cost_map: CostMap | None = None
-        self.deployments: Mapping[str, Deployment] = {}
+        self.deployments = Deployments()
         self.missed_deployment = False
         """Whether a deployment has answered that is not among them."""
         self.ttls_wanted = False
@@ -146,8 +146,8 @@ class Pricing:
 
     def card(self, asked: Asked) -> Card | Unpriced:
         """Put the card of a model together from all sources."""
-        deployment = self.deployments.get(asked.model_id)
-        new = deployment is None and asked.model_id not in self._sought
+        deployment = self.deployments.find(asked.model_id, asked.requested)
+        new = asked.model_id not in self.deployments and asked.model_id not in self._sought
         if new and len(self._sought) < _MAX_TOLD:
             self._sought.add(asked.model_id)
             self.missed_deployment = True

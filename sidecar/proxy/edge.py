@@ -14,6 +14,8 @@ The contract:
   more is kept than one head.
 - Nothing is ever written into a running response or behind the last one of a connection: what
   goes wrong then ends the connection, and never so that a response looks whole.
+- A server that stops first says so in its answers, and then closes what is quiet: a request is
+  answered, or finds its connection closed in an orderly way, and is never cut.
 - One coarse timer looks after all connections (`Patrol`): slow heads, slow bodies, clients that
   do not read, idle ones.
 """

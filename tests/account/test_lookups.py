@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from sidecar.account.identity import Owner
-from sidecar.account.litellm import LiteLLM
+from sidecar.account.litellm import AskError, LiteLLM
 from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from tests.support.running import until
 
@@ -94,6 +95,31 @@ async def test_key_header_of_litellm_is_used(httpx_mock: HTTPXMock) -> None:
     (request,) = httpx_mock.get_requests()
     assert request.headers["x-our-key"] == "Bearer sk-viewer"
     assert "authorization" not in request.headers
+
+
+async def test_question_without_a_key_or_an_answer(httpx_mock: HTTPXMock) -> None:
+    """What LiteLLM tells anybody is asked without a key; what does not come in time is an error
+    that names the question and nothing else."""
+    httpx_mock.add_response(url=f"{ORIGIN}/x", text="{}")
+    litellm = LiteLLM(httpx.AsyncHTTPTransport(), ORIGIN, None)
+    assert await litellm.get("/x", {}, timeout_s=1, max_bytes=10) == b"{}"
+    (request,) = httpx_mock.get_requests()
+    assert "authorization" not in request.headers
+    with pytest.raises(AskError, match=r"^/x: no answer in 0\.05 s$") as caught:
+        await LiteLLM(Slow(), ORIGIN, "sk-viewer").get(
+            "/x", {"key": "secret"}, timeout_s=0.05, max_bytes=10
+        )
+    assert caught.value.result == "timeout"
+    await litellm.aclose()
+
+
+async def test_listing_has_an_end(rig: Rig, httpx_mock: HTTPXMock) -> None:
+    """A LiteLLM that says that there are always more pages is not believed for ever."""
+    add_key(httpx_mock, "k", team_id="t")
+    page = {"teams": [{"team_id": "t", "team_alias": "red"}], "total_pages": 10**9}
+    httpx_mock.add_response(url=re.compile(".*/v2/team/list.*"), json=page, is_reusable=True)
+    assert (await rig.owner("k")).team == "red"
+    assert len(httpx_mock.get_requests()) == 101
 
 
 async def test_burst_with_a_new_key_is_one_question(rig: Rig, httpx_mock: HTTPXMock) -> None:

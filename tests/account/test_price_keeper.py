@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -17,8 +18,10 @@ from sidecar.account.litellm import LiteLLM
 from sidecar.account.metrics import Metrics
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.pricing import Asked, Card
-from sidecar.account.rates import Unpriced
+from sidecar.account.rates import ATTO, Cost, Unpriced
 from sidecar.errors import ConfigError
+from sidecar.exchange import Usage
+from tests.account.test_ledger import exchange
 from tests.account.test_pricing import MAP, NOW, deployment
 from tests.support.running import until
 
@@ -244,6 +247,27 @@ async def test_a_file_that_is_no_source_is_not_read(tmp_path: Path) -> None:
     Rig(("cost_map",), file=path)
     with pytest.raises(ConfigError, match="line 1: 'three' is not a price"):
         Rig(("file",), file=path)
+
+
+async def test_a_price_that_holds_from_a_day_on() -> None:
+    """Opus 4.6 lost its long-context prices on a day of March 2026: nobody has to start anew."""
+    rig = Rig(("package",), refresh_s=0.02)
+    day = datetime(2026, 3, 13, tzinfo=UTC).timestamp()
+    rig.now = day - 1
+    before = exchange(model="claude-opus-4-6", usage=Usage(300_000, 0), response_model=None)
+    assert before.observation is not None
+    observation = before.observation
+
+    def cost() -> float:
+        found = rig.keeper.pricing.price(before, observation)
+        assert isinstance(found, Cost)
+        return found.total / ATTO
+
+    assert cost() == 3  # 300,000 at 10 USD per million
+    rig.now = day
+    assert cost() == 3
+    async with rig.running():
+        await until(lambda: cost() == 1.5)
 
 
 async def test_each_source_in_use_has_counters_from_the_start() -> None:

@@ -431,4 +431,36 @@ def test_an_answer_that_is_no_list_of_deployments(body: bytes) -> None:
 def test_a_deployment_without_id_or_model_is_passed_over() -> None:
     """Another is not."""
     listed = [{"model_name": "a"}, {"litellm_params": {"model": "m"}, "model_info": {"id": "d1"}}]
-    assert set(deployments_in(json.dumps({"data": listed}).encode())) == {"d1"}
+    found = deployments_in(json.dumps({"data": listed}).encode())
+    assert (len(found), "d1" in found) == (1, True)
+
+
+def test_a_wildcard_deployment_stands_for_what_was_asked_for() -> None:
+    """LiteLLM 1.100 writes a row for each model it knows, all with one id; 1.83 the wildcard."""
+    row = deployment("anthropic/*") | {"model_name": "anthropic/*"}
+    rows = [
+        deployment(name, {"input_cost_per_token": rate}) | {"model_name": name}
+        for name, rate in (("anthropic/a", 1e-06), ("anthropic/b", 2e-06))
+    ]
+    asked = Asked("anthropic/b", model_id="d1")
+    given = pricing(entries=None, info=rows)
+    assert usd(given, asked) == 2
+    assert given.card(asked._replace(requested="anthropic/c")) is Unpriced.UNKNOWN_MODEL
+    given = pricing(info=[row])
+    assert usd(given, asked._replace(requested="anthropic/claude-own-2")) == 3
+    assert not given.missed_deployment
+
+
+def test_a_deployment_with_two_names_is_one() -> None:
+    """Each name leads to it, also one that is asked for and not listed."""
+    rows = [deployment("claude-own-2") | {"model_name": name} for name in ("a", "b")]
+    given = pricing(info=rows)
+    for name in ("a", "b", "c"):
+        assert usd(given, Asked(name, model_id="d1")) == 3
+
+
+def test_the_provider_of_a_deployment_that_names_none() -> None:
+    """LiteLLM says it beside the prices."""
+    info = {"litellm_provider": "vertex_ai-anthropic_models"}
+    given = pricing(info=[deployment("claude-own-3@20250101", info, vertex_location="global")])
+    assert usd(given, Asked("alias", model_id="d1")) == 3

@@ -74,11 +74,11 @@ def test_one_line_mends_vertex(litellm: LiteLLM, clouds: Clouds, tmp_path: Path)
             assert abs(row.sidecar - row.true) <= ONE_NANO, row
 
 
-def test_the_query_for_drift(litellm: LiteLLM, tmp_path: Path) -> None:
-    """The page's query, asked of a real Prometheus: one team reads and writes for five minutes,
-    the other writes for an hour, which 1.83.10 bills at nothing on JSON."""
+def test_the_queries_of_the_page(litellm: LiteLLM, tmp_path: Path) -> None:
+    """Asked of a real Prometheus: no price has grown old; and one team, which writes for five
+    minutes, shows no drift, while the other writes for an hour, which 1.83.10 does not bill."""
     require(find_prometheus(), "Prometheus")
-    (query,) = re.findall(r"```promql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    stale, query = re.findall(r"```promql\n(.*?)```", PAGE.read_text(), re.DOTALL)
     topics = itertools.count()
 
     def play(url: str, ttls: dict[str, str]) -> None:
@@ -104,6 +104,9 @@ def test_the_query_for_drift(litellm: LiteLLM, tmp_path: Path) -> None:
                 play(front.url, {RED.key: "5m", BLUE.key: "1h"})
             prometheus.wait_for_scrapes(50)
             drift = {labels["team_alias"]: value for labels, value in prometheus.query(query)}
+            assert prometheus.query(stale) == []
+            ages = prometheus.query(stale.replace("> 3 * 21600", ">= 0"))
+    assert {labels["source"] for labels, _ in ages} == {"model_info", "cost_map"}
     assert drift["Team Red"] == pytest.approx(0, abs=0.05)
     if litellm.version == "1.83.10":
         assert drift["Team Blue"] < -0.5

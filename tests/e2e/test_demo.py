@@ -106,8 +106,11 @@ def test_litellms_own_names_are_shown(tmp_path: Path) -> None:
     ("sabotage", "told"),
     [
         pytest.param(
-            "from sidecar.exchange import Usage as U\n"
-            "U.read_tokens = property(lambda self: (self.cache_read_input_tokens or 0) + 1)",
+            "from sidecar.exchange import Usage as U; honest = U.input_classes\n"
+            "def generous(self):\n"
+            "    uncached, read, *writes = honest(self)\n"
+            "    return (uncached, read + 1, *writes)\n"
+            "U.input_classes = generous",
             "claude-sonnet-4-5, search: read counted 3692, true 3685",
             id="a-token-too-many",
         ),
@@ -121,17 +124,17 @@ def test_litellms_own_names_are_shown(tmp_path: Path) -> None:
             id="times-to-live-swapped",
         ),
         pytest.param(
-            "from sidecar.account.ledger import Ledger\n"
-            "Ledger._team_of = lambda self, exchange: 'search'",
+            "from sidecar.account.ledger import Ledger; honest = Ledger._count\n"
+            "Ledger._count = lambda self, reading, _, key: honest(self, reading, 'search', key)",
             "claude-sonnet-4-5, None: answers counted 0, true 4",
             id="another-team",
         ),
         pytest.param(
-            "from sidecar.account.ledger import Ledger; honest = Ledger._record\n"
-            "def forgetful(self, exchange, observation):\n"
-            "    if observation.status != 'partial':\n"
-            "        honest(self, exchange, observation)\n"
-            "Ledger._record = forgetful",
+            "from sidecar.account.ledger import Ledger; honest = Ledger._count\n"
+            "def forgetful(self, reading, *owner):\n"
+            "    if reading.observation.status != 'partial':\n"
+            "        honest(self, reading, *owner)\n"
+            "Ledger._count = forgetful",
             "claude-sonnet-4-5: partial counted 0, true 4",
             id="broken-streams-forgotten",
         ),

@@ -10,6 +10,7 @@ import brotli
 import zstandard
 
 __all__ = [
+    "BLANKS",
     "CHUNKED_HEAD",
     "EVENTS",
     "INPUT",
@@ -137,30 +138,37 @@ def unframed(body: bytes, *lines: bytes) -> bytes:
 MEGABYTE = 1 << 20
 
 
-@cache
-def padded(megabytes: int) -> bytes:
-    """Make a JSON answer behind so many megabytes of blanks, in gzip.
+BLANKS = 200_000
+"""Bytes of padding that come to no harm: less than any decoder of the sidecar's may expand to."""
 
-    A member for each megabyte: one is as long as the other (RFC 1952 section 2.2).
+
+@cache
+def padded(blanks: int) -> bytes:
+    """Make a JSON answer behind so many blanks, in gzip.
+
+    In members of a megabyte, of which one is as long as the other (RFC 1952 section 2.2).
     """
-    blanks = gzip.compress(b" " * MEGABYTE, mtime=0)
-    return blanks * megabytes + gzip.compress(JSON_BODY, mtime=0)
+    whole, rest = divmod(blanks, MEGABYTE)
+    parts = [gzip.compress(b" " * MEGABYTE, mtime=0)] * whole
+    return b"".join([*parts, gzip.compress(b" " * rest + JSON_BODY, mtime=0)])
 
 
 @cache
-def padded_br(megabytes: int) -> bytes:
+def padded_br(blanks: int) -> bytes:
     """The same, in brotli."""
+    whole, rest = divmod(blanks, MEGABYTE)
     packer = brotli.Compressor(quality=1)
-    blanks = b" " * MEGABYTE
-    packed = b"".join(packer.process(blanks) for _ in range(megabytes))
-    return packed + bytes(packer.process(JSON_BODY)) + bytes(packer.finish())
+    parts = [packer.process(b" " * MEGABYTE) for _ in range(whole)]
+    return b"".join([*parts, packer.process(b" " * rest + JSON_BODY), packer.finish()])
 
 
 @cache
-def padded_zstd(megabytes: int) -> bytes:
-    """The same, in zstd, a frame for each megabyte (RFC 8878 section 3)."""
+def padded_zstd(blanks: int) -> bytes:
+    """The same, in zstd, in frames (RFC 8878 section 3)."""
+    whole, rest = divmod(blanks, MEGABYTE)
     packer = zstandard.ZstdCompressor(level=3)
-    return packer.compress(b" " * MEGABYTE) * megabytes + packer.compress(JSON_BODY)
+    parts = [packer.compress(b" " * MEGABYTE)] * whole
+    return b"".join([*parts, packer.compress(b" " * rest + JSON_BODY)])
 
 
 def coded(coding: bytes, body: bytes) -> bytes:

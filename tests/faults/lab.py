@@ -24,6 +24,7 @@ from tests.faults.answers import SSE_BODY
 from tests.faults.cases import GOOD, SETTINGS
 from tests.faults.ends import Answer, Connecting, Play, Upstream
 from tests.faults.model import (
+    MEMORY_BYTES,
     Case,
     Counts,
     Cut,
@@ -39,12 +40,7 @@ from tests.faults.model import (
 from tests.support.calls import request, samples, send
 from tests.support.running import SidecarProcess, sidecar_process, until
 
-__all__ = ["MEMORY_BYTES", "Lab", "State"]
-
-MEMORY_BYTES = 48 << 20
-"""How much the process may grow in a case, at its highest. A JSON answer is kept up to 4 MiB, an
-event up to 1 MiB, and JSON that msgspec refuses is read by the standard library's decoder, which
-makes up to ten times its size of it."""
+__all__ = ["Lab", "State"]
 
 _PREFIX = "litellm_sidecar_"
 _FAMILIES = {
@@ -69,6 +65,8 @@ class State(NamedTuple):
 
     files: int
     tasks: int
+    connections: int
+    """To the upstream."""
 
 
 class Lab:
@@ -241,19 +239,20 @@ class Lab:
     async def _rest(self) -> State:
         await until(lambda: not self._upstream.open, _SETTLE_S)
         process = self._sidecar.process
-        said = len(_tasks(process.log))
+        said = len(_said(process.log))
         process.send(signal.SIGUSR1)
-        await until(lambda: len(_tasks(process.log)) > said, _SETTLE_S)
-        return State(len(os.listdir(f"/proc/{process.pid}/fd")), _tasks(process.log)[-1])
+        await until(lambda: len(_said(process.log)) > said, _SETTLE_S)
+        tasks, connections = _said(process.log)[-1]
+        return State(len(os.listdir(f"/proc/{process.pid}/fd")), int(tasks), int(connections))
 
 
 async def _listen(upstream: Upstream) -> None:
     upstream.listen()
 
 
-def _tasks(log: Path) -> list[int]:
-    """Return what was said so far of the number of tasks."""
-    return [int(number) for number in re.findall(r"tasks=(\d+)", log.read_text())]
+def _said(log: Path) -> list[tuple[str, str]]:
+    """Return what the process has said of its tasks and connections so far."""
+    return re.findall(r"tasks=(\d+) connections=(\d+)\n", log.read_text())
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from tests.faults.answers import INPUT
 from tests.faults.script import Step
 
 __all__ = [
+    "MEMORY_BYTES",
     "Case",
     "Counts",
     "Cut",
@@ -29,6 +31,11 @@ __all__ = [
     "Series",
     "Whole",
 ]
+
+MEMORY_BYTES = 64 << 20
+"""How much the process may grow in a case, at its highest. A JSON answer is kept up to 4 MiB, an
+event up to 1 MiB, and JSON that msgspec refuses is read by the standard library's decoder, which
+makes up to ten times its size of it."""
 
 Script = Sequence[Step]
 Series = Counter[tuple[str, str]]
@@ -152,8 +159,11 @@ class Counts:
             parts.append(f"code {self.code}")
         if self.status is not None:
             parts.append(f"`{self.status}`")
-        if self.tokens:
-            parts.append(", ".join(f"{kind} {tokens}" for kind, tokens in self.tokens.items()))
+        tokens = dict(self.tokens)
+        if tokens.items() >= INPUT.items():
+            parts.append("input")
+            tokens = {kind: count for kind, count in tokens.items() if kind not in INPUT}
+        parts += [f"{kind} {count}" for kind, count in tokens.items()]
         if self.failure is not None:
             parts.append(f"failure `{self.failure}`")
         if self.refused is not None:
