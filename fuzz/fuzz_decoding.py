@@ -19,15 +19,15 @@ def decode(coding: bytes, chunks: list[bytes]) -> tuple[bytes, str, bool]:
     """Return what came out, how it ended, and whether it was whole."""
     decoder = decoding.decoder_for(coding)
     assert decoder is not None
-    out = b""
-    taken = 0
+    out, taken = b"", 0
     try:
         for chunk in chunks:
             taken += len(chunk)
             for piece in decoder.feed(chunk):
-                assert 0 < len(piece) <= decoding.PIECE_BYTES
+                assert len(piece) <= decoding.PIECE_BYTES
                 out += piece
-                assert len(out) <= decoding.MAX_EXPANSION * taken + decoding._FREE_BYTES
+                granted = decoding.MAX_EXPANSION * (taken + decoding.STEP_BYTES)
+                assert len(out) <= granted + decoding._FREE_BYTES
     except decoding.DecodingError as error:
         return out, type(error).__name__, False
     return out, "", decoder.complete

@@ -89,8 +89,7 @@ class _Budget:
         """
         granted = piece[: self._left]
         self._left -= len(granted)
-        if granted:
-            yield granted
+        yield granted
         if len(granted) < len(piece):
             raise ExpansionError(f"expands to more than {MAX_EXPANSION} times its size")
 
