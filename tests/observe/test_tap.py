@@ -13,7 +13,7 @@ import pytest
 from sidecar.exchange import Dialect, End, Status, Usage
 from sidecar.observe.sse import MAX_EVENT_BYTES
 from sidecar.observe.tap import MAX_JSON_BYTES, tap_for
-from tests.support.bodies import JSON, SSE, cuts, message, observe, stream
+from tests.support.bodies import JSON, SSE, cuts, damaged, message, observe, stream
 from tests.support.requirements import require_corpus
 
 COUNTS = {"input_tokens": 7, "output_tokens": 16, "cache_read_input_tokens": 2101}
@@ -151,21 +151,9 @@ def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
     tracemalloc.start()
     for _ in range(100_000):
         headers, body = dice.choice(seeds)
-        damaged = bytearray(body)
-        for _ in range(dice.randint(1, 6)):
-            at = dice.randrange(len(damaged))
-            kind = dice.randrange(4)
-            if kind == 0:
-                damaged[at] = dice.randrange(256)
-            elif kind == 1:
-                del damaged[at : at + dice.randint(1, 40)]
-            elif kind == 2:
-                damaged[at:at] = dice.choice(tokens)
-            else:
-                damaged[at:at] = damaged[at : at + 200]
-            damaged = damaged or bytearray(b"x")
-        cut = dice.randrange(len(damaged) + 1)
-        observe([bytes(damaged[:cut]), bytes(damaged[cut:])], headers, end=dice.choice(list(End)))
+        broken = damaged(body, dice, tokens)
+        cut = dice.randrange(len(broken) + 1)
+        observe([broken[:cut], broken[cut:]], headers, end=dice.choice(list(End)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < MAX_JSON_BYTES
