@@ -198,8 +198,9 @@ async def drive(
             attempt, plan = books.begin()
             await connection.run(attempt, plan)
             attempt.plan = None
-            if attempt.own_error == "connect_failed":
-                await asyncio.sleep(_RETRY_S)  # the upstream is away
+            lost = plan.leaving is None and not attempt.status_code
+            if lost or attempt.own_error == "connect_failed":
+                await asyncio.sleep(_RETRY_S)  # the sidecar, or the upstream, is away
         if connection is not None:
             connection.close()
 

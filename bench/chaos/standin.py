@@ -9,7 +9,6 @@ import asyncio
 import re
 import socket
 import struct
-from contextlib import suppress
 
 from bench.chaos.books import Attempt, Books
 from bench.chaos.plans import Plan
@@ -30,7 +29,6 @@ class StandIn:
         self.port = 0
         self._books = books
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._serving: dict[asyncio.Task[None], socket.socket] = {}
 
     @property
@@ -43,15 +41,13 @@ class StandIn:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
-        self._accepting = asyncio.create_task(self._accept(self._listener))
+        # Not `sock_accept`: cancelled, it can lose a connection.
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     async def stop(self) -> None:
         """Reset every connection and listen no more."""
-        assert self._accepting is not None
         assert self._listener is not None
-        self._accepting.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._accepting
+        asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
         serving = list(self._serving)
         for task in serving:
@@ -66,15 +62,17 @@ class StandIn:
             await asyncio.sleep(down_s)
             self.start()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, _ = await loop.sock_accept(listener)
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = asyncio.create_task(_Connection(self._books, connection).serve())
-            self._serving[task] = connection
-            task.add_done_callback(self._serving.__delitem__)
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it is gone again
+            return
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = asyncio.create_task(_Connection(self._books, connection).serve())
+        self._serving[task] = connection
+        # Also of a task that is cancelled before it begins.
+        task.add_done_callback(lambda task: self._serving.pop(task).close())
 
 
 class _Connection:

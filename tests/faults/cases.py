@@ -36,8 +36,8 @@ from tests.faults.model import (
     Case,
     Counts,
     Cut,
+    Left,
     Listening,
-    Nothing,
     Reaches,
     Refused,
     Same,
@@ -1082,7 +1082,7 @@ def clients() -> Iterator[Case]:
     yield Case(
         "it leaves behind each byte of a request's head",
         asked_until(POST, 0, begin, Close()),
-        Nothing(left=True),
+        Left(),
         NO_REQUEST,
         more=asked_until(POST, 0, begin, Reset()),
         reaches=Reaches.NOTHING,
@@ -1090,7 +1090,7 @@ def clients() -> Iterator[Case]:
     yield Case(
         "it leaves behind each byte of a request's body",
         asked_until(POST, begin, len(POST), Close()),
-        Nothing(left=True),
+        Left(),
         LEFT,
         more=asked_until(POST, begin, len(POST), Reset()),
         reaches=Reaches.PART,
@@ -1099,7 +1099,7 @@ def clients() -> Iterator[Case]:
     yield Case(
         "it leaves behind each byte of a request's chunks",
         asked_until(in_chunks, len(CHUNKED_REQUEST), len(in_chunks), Close()),
-        Nothing(left=True),
+        Left(),
         LEFT,
         more=asked_until(in_chunks, len(CHUNKED_REQUEST), len(in_chunks), Reset()),
         reaches=Reaches.PART,
@@ -1110,7 +1110,7 @@ def clients() -> Iterator[Case]:
             Scripts([(Read(), Stall())], (Send(POST), Seen(len(QUESTION)), leave))
             for leave in (*LEAVES, HalfClose())
         ],
-        Nothing(left=True),
+        Left(),
         LEFT,
         reaches=Reaches.WHOLE,
     )
@@ -1124,7 +1124,7 @@ def clients() -> Iterator[Case]:
             for at in range(0, SIZED.body - 1, 7)
             for leave in LEAVES
         ],
-        Nothing(left=True),
+        Left(),
         LEFT,
     )
     for name, marks in (("a sized stream", SIZED), ("a chunked stream", CHUNKED)):
@@ -1136,14 +1136,14 @@ def clients() -> Iterator[Case]:
             yield Case(
                 f"it leaves behind each byte of {name}, {what}",
                 left_at(marks.wire, first, last, Close()),
-                Nothing(left=True),
+                Left(),
                 Counts(499, "partial", tokens, left=True),
                 more=left_at(marks.wire, first, last, Reset()),
             )
     yield Case(
         "it leaves at the end of the last event, before the end of the chunks",
         left_at(CHUNKED.wire, CHUNKED.stop, CHUNKED.end, Close()),
-        Nothing(left=True),
+        Left(),
         COMPLETE,
     )
     yield Case(
@@ -1153,7 +1153,7 @@ def clients() -> Iterator[Case]:
             Stall(),
             client=(Send(CHUNKED_REQUEST), Seen(), Flood(PIECE, 64 * MEGABYTE), Reset()),
         ),
-        Nothing(left=True),
+        Left(),
         LEFT,
     )
     yield Case(
@@ -1162,7 +1162,7 @@ def clients() -> Iterator[Case]:
             Scripts([(Read(),)], (Send(first), Seen(), Flood(PIECE, 64 * MEGABYTE), Close()))
             for first in (CHUNKED_REQUEST, UPLOAD)
         ],
-        Nothing(left=True),
+        Left(),
         LEFT,
         reaches=Reaches.PART,
     )
@@ -1174,7 +1174,7 @@ def clients() -> Iterator[Case]:
             Flood(chunk(FIRST), 1 << 40),
             client=(Send(POST), Take(MEGABYTE), Close()),
         ),
-        Nothing(left=True),
+        Left(),
         Counts(499, "partial", STARTED, left=True),
     )
     yield Case(
@@ -1241,7 +1241,7 @@ def clients() -> Iterator[Case]:
             Stall(),
             client=(Send(POST), Take(), Pause(3), Close()),
         ),
-        Nothing(left=True),
+        Left(),
         Counts(499, "partial", STARTED, refused="slow_reader", left=True),
         settings="hasty",
     )
@@ -1278,7 +1278,7 @@ def clients() -> Iterator[Case]:
     yield Case(
         "it waits for 100, and leaves",
         once(Read(), client=(Send(EXPECTING), Seen(), Close())),
-        Nothing(left=True),
+        Left(),
         LEFT,
         reaches=Reaches.PART,
     )

@@ -275,7 +275,7 @@ def _compare_counts(expected: Series, added: Series) -> list[str]:
 
 def _compare(gets: Gets, answer: Answer, direct: Answer | None) -> list[str]:
     """Say how an answer differs from the claim."""
-    found: list[str] = []
+    pairs: list[tuple[str, object, object]] = []
     if isinstance(gets, Same):
         assert direct is not None
         pairs = [
@@ -297,16 +297,13 @@ def _compare(gets: Gets, answer: Answer, direct: Answer | None) -> list[str]:
             ("body", answer.body, gets.body),
             ("complete", answer.complete, isinstance(gets, Whole)),
         ]
-    else:
-        pairs = [("status", answer.status, 0)] if not gets.left else []
-    found += [
+    # Whatever the upstream sent: nobody is to find a second answer in it.
+    pairs.append(("what follows its end", answer.rest, b""))
+    return [
         f"{what} is {_short(is_)}, not {_short(claimed)}"
         for what, is_, claimed in pairs
         if is_ != claimed
     ]
-    if direct is None and answer.rest:
-        found.append(f"behind its end came {_short(answer.rest)}")
-    return found
 
 
 def _compare_good(answer: Answer) -> list[str]:

@@ -21,8 +21,8 @@ __all__ = [
     "Counts",
     "Cut",
     "Gets",
+    "Left",
     "Listening",
-    "Nothing",
     "Reaches",
     "Refused",
     "Same",
@@ -93,16 +93,14 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Nothing:
-    """Not a byte, or the client did not wait for it."""
-
-    left: bool = False
+class Left:
+    """Whatever it is, the client did not wait for it."""
 
     def __str__(self) -> str:
-        return "it has left" if self.left else "nothing: its connection is closed"
+        return "it has left"
 
 
-Gets = Same | Whole | Refused | Cut | Nothing
+Gets = Same | Whole | Refused | Cut | Left
 
 
 class Listening(Enum):

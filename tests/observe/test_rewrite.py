@@ -21,6 +21,7 @@ from tests.support.bodies import (
     JSON,
     SSE,
     cuts,
+    damaged,
     event,
     message,
     observe,
@@ -677,20 +678,7 @@ def test_mutations_raise_nothing_and_lose_nothing() -> None:
         if round_ == 95_000:  # to trace takes four times as long
             tracemalloc.start()
         headers, body = dice.choice(seeds)
-        damaged = bytearray(body)
-        for _ in range(dice.randint(1, 6)):
-            at = dice.randrange(len(damaged))
-            kind = dice.randrange(4)
-            if kind == 0:
-                damaged[at] = dice.randrange(256)
-            elif kind == 1:
-                del damaged[at : at + dice.randint(1, 40)]
-            elif kind == 2:
-                damaged[at:at] = dice.choice(TOKENS)
-            else:
-                damaged[at:at] = damaged[at : at + 200]
-            damaged = damaged or bytearray(b"x")
-        source = bytes(damaged)
+        source = damaged(body, dice, TOKENS)
         full = dice.random() < 0.5
         bounds = [0, *sorted(dice.choices(range(len(source) + 1), k=3)), len(source)]
         out, result = rewritten(

@@ -22,6 +22,7 @@ from tests.support.bodies import (
     chunk,
     converse,
     cuts,
+    damaged,
     invocation,
     message,
     observe,
@@ -226,21 +227,9 @@ def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
     tracemalloc.start()
     for _ in range(100_000):
         dialect, headers, body = dice.choice(seeds)
-        damaged = bytearray(body)
-        for _ in range(dice.randint(1, 6)):
-            at = dice.randrange(len(damaged))
-            kind = dice.randrange(4)
-            if kind == 0:
-                damaged[at] = dice.randrange(256)
-            elif kind == 1:
-                del damaged[at : at + dice.randint(1, 40)]
-            elif kind == 2:
-                damaged[at:at] = dice.choice(tokens)
-            else:
-                damaged[at:at] = damaged[at : at + 200]
-            damaged = damaged or bytearray(b"x")
-        cut = dice.randrange(len(damaged) + 1)
-        pieces = [bytes(damaged[:cut]), bytes(damaged[cut:])]
+        broken = damaged(body, dice, tokens)
+        cut = dice.randrange(len(broken) + 1)
+        pieces = [broken[:cut], broken[cut:]]
         observe(pieces, headers, end=dice.choice(list(End)), dialect=dialect)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -23,6 +23,7 @@ __all__ = [
     "chunk",
     "converse",
     "cuts",
+    "damaged",
     "event",
     "frame",
     "frames",
@@ -180,3 +181,25 @@ def without_additions(out: bytes, source: bytes) -> bytes:
         if source.startswith(match[0], len(kept)):
             kept += match[0]
     return bytes(kept + out[at:])
+
+
+def damaged(body: bytes, dice: random.Random, tokens: Sequence[bytes]) -> bytes:
+    """Damage a body in one to six places: bytes changed, cut out, put in, or repeated.
+
+    Args:
+        tokens: what may be put in.
+    """
+    text = bytearray(body)
+    for _ in range(dice.randint(1, 6)):
+        at = dice.randrange(len(text))
+        kind = dice.randrange(4)
+        if kind == 0:
+            text[at] = dice.randrange(256)
+        elif kind == 1:
+            del text[at : at + dice.randint(1, 40)]
+        elif kind == 2:
+            text[at:at] = dice.choice(tokens)
+        else:
+            text[at:at] = text[at : at + 200]
+        text = text or bytearray(b"x")
+    return bytes(text)
