@@ -231,7 +231,7 @@ class EventFinder:
             return
         name = b""
         data: list[bytes] = []
-        stray = hidden = False
+        stray = False
         lines = event.split(b"\n")
         if not terminated and b":" not in lines[-1]:
             lines.pop()  # the stream was cut within the name of a field
@@ -241,12 +241,8 @@ class EventFinder:
                 data.append(value.removeprefix(b" "))
             elif field == b"event":
                 name = value.removeprefix(b" ")
-            elif not field:
-                hidden = hidden or _holds(value, self._needles)
-            elif field not in (b"id", b"retry"):
+            elif field not in (b"", b"id", b"retry"):  # the empty one is that of a comment
                 stray = True
-        # What only data say, in a comment and without data, is the rest of a frame.
-        stray = stray or (hidden and not data)
         found.append(Event(name, b"\n".join(data), terminated, stray))
 
 
