@@ -226,7 +226,12 @@ class EventFinder:
             self.oversized |= _holds(event, self._needles)
             return
         first, _, rest = event.partition(b"\n")
-        if first.startswith(b"event: ") and rest.startswith(b"data: ") and b"\n" not in rest:
+        if (
+            first.startswith(b"event: ")
+            and len(rest) > 6
+            and rest.startswith(b"data: ")
+            and b"\n" not in rest
+        ):
             found.append(Event(first[7:], rest[6:], terminated))  # as nearly all are
             return
         name = b""
@@ -243,7 +248,9 @@ class EventFinder:
                 name = value.removeprefix(b" ")
             elif field not in (b"", b"id", b"retry"):  # the empty one is that of a comment
                 stray = True
-        found.append(Event(name, b"\n".join(data), terminated, stray))
+        joined = b"\n".join(data)
+        if joined or stray:  # else nothing is said to anyone, and it held the needle in a comment
+            found.append(Event(name, joined, terminated, stray))
 
 
 def _holds(event: bytes, needles: Sequence[bytes]) -> bool:
