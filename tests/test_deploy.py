@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar import __version__
+from sidecar import __version__, app, lifecycle, logs
 from sidecar.config import PREFIX, Settings
 from tests.support.requirements import require
 
@@ -41,7 +41,10 @@ def run(*command: str, directory: Path = ROOT) -> None:
 def stopping_s(environment: dict[str, str]) -> float:
     """Add up how long a sidecar with this environment may take to stop."""
     names = ("drain_delay_s", "drain_timeout_s", "final_scrape_wait_s")
-    return sum(
+    # On both ports what is cut has its time.
+    fixed = 2 * lifecycle._CANCELLED_TASKS_S + lifecycle._LAST_ANSWERS_S
+    fixed += app._FLUSH_S + logs._Handler._FLUSH_S
+    return fixed + sum(
         float(environment.get(PREFIX + name.upper(), Settings.model_fields[name].default))
         for name in names
     )
@@ -190,6 +193,14 @@ def test_compose_gives_the_sidecar_the_time_to_stop(monkeypatch: pytest.MonkeyPa
     assert float(sidecar["stop_grace_period"].removesuffix("s")) > stopping_s(
         sidecar["environment"]
     )
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/operating.md"])
+def test_grace_period_that_the_docs_ask_for(path: str) -> None:
+    """It is longer than a stop with the defaults."""
+    match = re.search(r"(\d+) seconds with the defaults", (ROOT / path).read_text())
+    assert match is not None
+    assert int(match[1]) > stopping_s({})
 
 
 # Kubernetes
