@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from sidecar.account.rates import STANDARD, RateClass, RateKey, SourceCard
-from sidecar.account.watched import WatchedFile
+from sidecar.account.watched import WatchedFile, parsed
 from sidecar.errors import ConfigError
 
 __all__ = ["PriceFile"]
@@ -76,15 +76,9 @@ class _Reading:
         self._faults: list[str] = []
 
     def cards(self, text: str) -> dict[str, SourceCard]:
-        try:
-            # JSON is YAML but for its tabs, which are white space to one and a fault to the other.
-            plain = text.replace("\t", " ") if text.lstrip().startswith("{") else text
-            top = yaml.compose(plain, Loader=yaml.BaseLoader)
-        except yaml.MarkedYAMLError as exc:
-            line = exc.problem_mark.line + 1 if exc.problem_mark is not None else 1
-            raise ConfigError([f"{self._path} line {line}: is neither JSON nor YAML"]) from None
-        except (yaml.YAMLError, RecursionError):
-            raise ConfigError([f"{self._path}: is neither JSON nor YAML"]) from None
+        # JSON is YAML but for its tabs, which are white space to one and a fault to the other.
+        plain = text.replace("\t", " ") if text.lstrip().startswith("{") else text
+        top = parsed(plain, self._path, lambda loader: loader.get_single_node())
         if not isinstance(top, yaml.MappingNode):
             raise ConfigError([f"{self._path}: must be one mapping from models to prices"])
         cards = {name.lower(): self._card(name, value) for name, value in self._items(top)}

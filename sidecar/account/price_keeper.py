@@ -85,11 +85,15 @@ class PriceKeeper:
         if self._file is not None:
             self._succeeded("file")
 
-    async def keep(self) -> None:
-        """Keep prices fresh, until cancelled."""
+    async def keep(self, contain: Callable[[Exception], None]) -> None:
+        """Keep prices fresh, until cancelled.
+
+        Args:
+            contain: takes the faults that must not end it.
+        """
         async with asyncio.TaskGroup() as tasks:
             if self._file is not None:
-                tasks.create_task(self._watch(self._file))
+                tasks.create_task(self._watch(self._file, contain))
             for feed in self._feeds:
                 tasks.create_task(self._ask(feed))
             if self._package:
@@ -109,21 +113,23 @@ class PriceKeeper:
         if self._package:
             yield f"package: genai-prices {VERSION}"
 
-    async def _watch(self, file: PriceFile) -> None:
+    async def _watch(self, file: PriceFile, contain: Callable[[Exception], None]) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            if await asyncio.to_thread(file.changed):
-                try:
+            try:
+                if await asyncio.to_thread(file.changed):
                     models = await asyncio.to_thread(file.load)
-                except ConfigError as error:
-                    self._costs.refreshes.child("file", "failure").value += 1
-                    logger.error(
-                        "price_file_failed",
-                        extra={"faults": error.faults, "kept": "the old prices"},
-                    )
-                else:
                     self._succeeded("file")
                     logger.info("price_file_read", extra={"models": models})
+            except ConfigError as error:
+                self._costs.refreshes.child("file", "failure").value += 1
+                logger.error(
+                    "price_file_failed",
+                    extra={"faults": error.faults, "kept": "the old prices"},
+                )
+            except Exception as exc:
+                self._costs.refreshes.child("file", "failure").value += 1
+                contain(exc)
 
     async def _follow_the_calendar(self) -> None:
         """Have the package asked anew: some of its prices hold from a day on."""

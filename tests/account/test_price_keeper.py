@@ -16,6 +16,7 @@ from pytest_httpx import HTTPXMock
 from sidecar.account import price_keeper
 from sidecar.account.litellm import LiteLLM
 from sidecar.account.metrics import Metrics
+from sidecar.account.price_file import PriceFile
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.pricing import Asked, Card
 from sidecar.account.rates import ATTO, Cost, Unpriced
@@ -45,6 +46,7 @@ class Rig:
         refresh_s: float = 3600.0,
     ) -> None:
         self.now = NOW
+        self.contained: list[Exception] = []
         self.metrics = Metrics((), compat=(), costs=True, clock=lambda: 0.0)
         assert self.metrics.costs is not None
         self.costs = self.metrics.costs
@@ -68,7 +70,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.keeper.keep())
+        task = asyncio.create_task(self.keeper.keep(self.contained.append))
         try:
             yield
         finally:
@@ -238,6 +240,30 @@ async def test_the_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
         f"{path} line 1: 'three' is not a price: 0 or more, in USD, as in 3.75"
     ]
     assert (read.msg, read.__dict__["models"]) == ("price_file_read", 1)
+
+
+async def test_no_edit_of_the_file_ends_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what the parser cannot take, nor a fault of ours: each is counted once, and the
+    next good file is read."""
+    path = tmp_path / "prices.yaml"
+    path.write_text("mine: {input: 3}\n")
+    rig = Rig(("file",), file=path)
+    async with rig.running():
+        for number, text in enumerate(
+            (b'"\\UFFFFFFFF": {input: 3}\n', b'"\\U00110000": {input: 3}\n', b"\xff"), start=1
+        ):
+            path.write_bytes(text)
+            await until(lambda number=number: rig.refreshes("file")[1] == number)
+        assert rig.contained == []
+        with monkeypatch.context() as patched:
+            patched.setattr(PriceFile, "changed", lambda _: 1 / 0)
+            await until(lambda: len(rig.contained) >= 2)
+        path.write_text("yours: {input: 44}\n")
+        await until(lambda: rig.knows("yours"))
+    assert {type(exc) for exc in rig.contained} == {ZeroDivisionError}
+    assert rig.refreshes("file") == (2, 3 + len(rig.contained))
 
 
 async def test_a_file_that_is_no_source_is_not_read(tmp_path: Path) -> None:
