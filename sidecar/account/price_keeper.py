@@ -183,8 +183,8 @@ class PriceKeeper:
         return len(cost_map)
 
     async def _ask_info(self) -> int:
-        self.pricing.deployments = found = deployments_in(await self._get("/v1/model/info"))
-        self.pricing.missed_deployment = False
+        found = deployments_in(await self._get("/v1/model/info"))
+        self.pricing.take_deployments(found)
         return len(found)
 
     async def _get(self, path: str) -> bytes:
