@@ -217,6 +217,7 @@ class Costs:
         )
         self.refreshed_at = store.gauge(
             f"{PREFIX}price_source_last_success_timestamp_seconds",
-            "When a source of prices was last read, in Unix time.",
+            "When a source of prices was last read, or the sidecar started if it never was, in "
+            "Unix time.",
             ("source",),
         )

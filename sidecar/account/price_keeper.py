@@ -26,6 +26,9 @@ logger = logging.getLogger("sidecar.account")
 _LOOK_S = 1.0
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
+_AT_START_S = 10.0
+"""Longest wait for what has never been read: LiteLLM can start after the sidecar, and what is
+answered until its prices are there has none."""
 _SOON_S = 60.0
 """How soon a deployment that is not known yet may have LiteLLM asked again."""
 _CALENDAR_S = 3600.0
@@ -82,6 +85,9 @@ class PriceKeeper:
         for source in (*(["file"] if self._file else ()), *(feed.source for feed in self._feeds)):
             for result in ("success", "failure"):
                 costs.refreshes.child(source, result)
+        for feed in self._feeds:
+            # Of what is never read, an alert on old prices has to hear, too.
+            costs.refreshed_at.child(feed.source).value = feed.read_at
         if self._file is not None:
             self._succeeded("file")
 
@@ -146,7 +152,8 @@ class PriceKeeper:
                 await self._pause(feed)
             else:
                 await asyncio.sleep(min(retry_s, self._refresh_s))
-                retry_s = min(2 * retry_s, _LAST_RETRY_S)
+                longest = _LAST_RETRY_S if feed.told or feed.refused else _AT_START_S
+                retry_s = min(2 * retry_s, longest)
 
     async def _pause(self, feed: _Feed) -> None:
         """Wait for the next time; not as long where a deployment answers that is not known."""
@@ -162,6 +169,7 @@ class PriceKeeper:
         try:
             found = await feed.ask()
         except (AskError, ValueError) as error:
+            feed.refused = isinstance(error, AskError) and error.result == "refused"
             self._failed(feed, str(error))
             return False
         except Exception as exc:
@@ -225,4 +233,7 @@ class _Feed:
         """When it last answered, or the sidecar began, in Unix time."""
         self.stale = False
         self.told = False
+        """Whether it was ever read, and the log says so."""
+        self.refused = False
+        """Whether LiteLLM did not take the key, the last time."""
         self.state = "not asked yet"

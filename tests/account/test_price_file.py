@@ -24,7 +24,7 @@ claude-sonnet-4-5:
   above:
     200000: {input: 6, output: 22.50}
   tiers:
-    batch:
+    Batch:
       input: 1.50
       above: {200000: {input: 3}}
   geo: {US: 1.1}
@@ -142,6 +142,29 @@ def test_json_is_read_too(tmp_path: Path) -> None:
             "m:\n  input: 3\n  tiers:\n    batch: {web_search_per_1k: 5}\n",
             " line 4: web_search_per_1k has one price, whatever the tier and the prompt",
             id="search-by-tier",
+        ),
+        *(
+            pytest.param(
+                f"m:\n  input: 3\n  {line}\n",
+                f" line 3: '{factor}' is not a factor: more than 0 and 100 at most, as in 1.1",
+                id=line,
+            )
+            for line, factor in (
+                ("geo: {us: 0}", "0"),
+                ("geo: {us: 0.000}", "0.000"),
+                ("geo: {us: -1.1}", "-1.1"),
+                ("regional: 0", "0"),
+                ("regional: 110", "110"),
+                ("regional: [1]", ""),
+            )
+        ),
+        *(
+            pytest.param(
+                f"m:\n  input: 3\n  tiers:\n    {tier}: {{input: 1}}\n",
+                f" line 4: '{tier}' is no tier of its own: its prices stand above",
+                id=f"tier-{tier}",
+            )
+            for tier in ("standard", "Standard", "default")
         ),
     ],
 )

@@ -81,7 +81,7 @@ class Rig:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_LOOK_S", "_FIRST_RETRY_S", "_LAST_RETRY_S", "_SOON_S"):
+    for name in ("_LOOK_S", "_FIRST_RETRY_S", "_AT_START_S", "_LAST_RETRY_S", "_SOON_S"):
         monkeypatch.setattr(price_keeper, name, 0.02)
 
 
@@ -203,6 +203,49 @@ async def test_an_endless_answer_is_not_taken(
     assert rig.refreshes("cost_map") == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("fails", "longest"), [("start", 10), ("refused", 300), ("later", 300)], ids=str
+)
+async def test_what_was_never_read_is_asked_for_often(
+    httpx_mock: HTTPXMock, monkeypatch: pytest.MonkeyPatch, fails: str, longest: int
+) -> None:
+    """What is answered before LiteLLM has told its prices has none. Where it does not take the
+    key, or the old prices hold, it is asked ever more rarely."""
+    for name, seconds in (("_FIRST_RETRY_S", 5.0), ("_AT_START_S", 10.0), ("_LAST_RETRY_S", 300.0)):
+        monkeypatch.setattr(price_keeper, name, seconds)
+    waits: list[float] = []
+    done = asyncio.Event()
+    rig = Rig(("cost_map",))
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 10:
+            done.set()
+            await asyncio.Event().wait()
+
+    if fails == "later":
+        httpx_mock.add_response(url=MAP_URL, json=MAP)
+        await rig.keeper.refresh()
+    if fails == "refused":
+        httpx_mock.add_response(url=MAP_URL, status_code=401, is_reusable=True)
+    else:
+        httpx_mock.add_exception(httpx.ConnectError("no"), is_reusable=True)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    async with rig.running():
+        await asyncio.wait_for(done.wait(), 10)
+    assert (waits[0], max(waits)) == (5, longest)
+
+
+async def test_the_time_of_what_was_never_read_is_that_of_the_start(httpx_mock: HTTPXMock) -> None:
+    """So an alert on old prices fires without any."""
+    httpx_mock.add_exception(httpx.ConnectError("no"), is_reusable=True)
+    rig = Rig(("cost_map", "model_info"))
+    rig.now += 3600
+    await rig.keeper.refresh()
+    for source in ("cost_map", "model_info"):
+        assert rig.costs.refreshed_at.child(source).value == NOW
+
+
 async def test_a_new_deployment_is_asked_for_soon(httpx_mock: HTTPXMock) -> None:
     """Not at the next hour, and no more often than a bound."""
     httpx_mock.add_response(url=INFO_URL, json={"data": []})
@@ -211,12 +254,12 @@ async def test_a_new_deployment_is_asked_for_soon(httpx_mock: HTTPXMock) -> None
         await until(lambda: rig.refreshes("model_info")[0])
         await asyncio.sleep(0.1)
         assert rig.refreshes("model_info") == (1, 0)
-        httpx_mock.add_response(
-            url=INFO_URL, json={"data": [deployment("m", {"input_cost_per_token": 1e-06})]}
-        )
+        # A replica that does not know it yet answers first.
+        for rows in ([], [deployment("m", {"input_cost_per_token": 1e-06})]):
+            httpx_mock.add_response(url=INFO_URL, json={"data": rows})
         assert rig.keeper.pricing.card(Asked("alias", model_id="d1")) is Unpriced.UNKNOWN_MODEL
         await until(lambda: rig.knows("alias", "d1"))
-    assert rig.refreshes("model_info") == (2, 0)
+    assert rig.refreshes("model_info") == (3, 0)
 
 
 async def test_the_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
