@@ -212,6 +212,8 @@ class RefusalReason(_LabelValue):
     SLOW_READER = "slow_reader"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     TOO_MANY_REQUESTS = "too_many_requests"
+    DRAINING = "draining"
+    """It was under way, without an answer, when the time to drain was over."""
 
 
 class LogFault(_LabelValue):

@@ -341,6 +341,29 @@ async def test_slow_client_slows_the_upstream_down(at_once: int) -> None:
 # Faults of the upstream
 
 
+async def test_head_has_an_answer_of_our_own_too() -> None:
+    """What the sidecar says in its own name comes without its body, and the connection goes on."""
+
+    async def wait(_: Received, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with running("http://127.0.0.1:9") as side, connected(side.host) as client:
+        for _ in range(2):
+            answer = await client.ask(get(b"/v1/models", method=b"HEAD"))
+            assert (answer.status, answer.body, answer.complete) == (502, b"", True)
+            assert int(answer.header(b"content-length") or 0) > 50
+    async with (
+        upstream(wait) as up,
+        running(up.url, max_concurrent_requests=1) as side,
+        connected(side.host) as first,
+        connected(side.host) as second,
+    ):
+        first.send(POST)
+        await until(lambda: len(up.received) == 1)
+        answer = await second.ask(get(b"/v1/models", method=b"HEAD"))
+        assert (answer.status, answer.complete) == (503, True)
+
+
 async def test_no_upstream_is_502_in_the_dialect_of_the_route() -> None:
     """Without an upstream each request gets a 502 that its client can read."""
     async with running("http://127.0.0.1:9") as side:
