@@ -200,6 +200,7 @@ class Sidecar:
             await asyncio.sleep(_WATCH_S)
             self._settle()
             self.descriptors.has_room()  # what else takes them shows here
+            self._upstream_version.due = True
             if self._usage_log is not None:
                 self._usage_log.look_after()
             if self._teams is not None and await asyncio.to_thread(self._teams.changed):
