@@ -256,9 +256,13 @@ class Usage(NamedTuple):
     @property
     def cache_reported(self) -> bool:
         """Whether any cache field was said: zero is an answer, absence is none."""
+        return self.cache_read_input_tokens is not None or self.writes_reported
+
+    @property
+    def writes_reported(self) -> bool:
+        """Whether anything was said of what was written."""
         return not (
-            self.cache_read_input_tokens is None
-            and self.cache_creation_input_tokens is None
+            self.cache_creation_input_tokens is None
             and self.ephemeral_5m_input_tokens is None
             and self.ephemeral_1h_input_tokens is None
         )

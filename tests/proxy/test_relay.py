@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 import brotli
 import pytest
@@ -855,3 +856,28 @@ async def test_broken_accounts_change_no_byte(
         assert (answer.complete, answer.body) == (True, STREAM)
         assert side.value("litellm_sidecar_internal_errors_total", room="account") == 1
         assert side.value("litellm_sidecar_http_requests_in_flight") == in_flight
+
+
+async def test_model_in_the_path_is_the_one_that_was_asked_for() -> None:
+    """An ARN comes percent-encoded, and a body that says otherwise is not believed."""
+    arn = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc"
+    target = f"/bedrock/model/{quote(arn, safe='')}/converse"
+    body = b'{"model": "other", "messages": []}'
+    raw = get(target.encode(), b"Content-Length: %d" % len(body), method=b"POST") + body
+    usage = {"inputTokens": 7, "outputTokens": 16, "cacheReadInputTokens": 2101}
+    answer = response(
+        json.dumps({"usage": usage}).encode(), b"200 OK", b"content-type: application/json"
+    )
+    async with (
+        upstream(lambda _, __, writer: _sends(answer)(writer)) as up,
+        running(up.url) as side,
+    ):
+        assert (await ask(side.host, raw)).complete
+        labels = {"model": arn, "provider": "bedrock", "cache": "read"}
+        assert side.value("litellm_sidecar_input_tokens_total", **labels) == 2101
+        assert (
+            side.value(
+                "litellm_sidecar_observations_total", route="/bedrock/{endpoint}", status="complete"
+            )
+            == 1
+        )
