@@ -26,6 +26,28 @@ def _bodies(suffix: str) -> list[bytes]:
     return [path.read_bytes() for path in found if ".expected." not in path.name]
 
 
+def _dialects() -> Iterator[tuple[bytes, int]]:
+    """Give the bodies of the other dialects, as `fuzz_dialects` numbers these."""
+    folders = ("openai_chat", "openai_responses", "bedrock_invoke", "bedrock_converse")
+    for number, folder in enumerate(folders):
+        for kind, suffix in enumerate((".json", ".sse", ".eventstream")):
+            for path in sorted((DATA / folder).glob(f"*{suffix}")):
+                if ".expected." not in path.name:
+                    body = path.read_bytes()
+                    body = _without_checksums(body) if suffix == ".eventstream" else body
+                    yield body, 1 << 6 | kind << 2 | number
+
+
+def _without_checksums(body: bytes) -> bytes:
+    """Write zeros for the checksums of an AWS event stream."""
+    text, at = bytearray(body), 0
+    while at < len(text):
+        end = at + int.from_bytes(text[at : at + 4], "big")
+        text[at + 8 : at + 12] = text[end - 4 : end] = bytes(4)
+        at = end
+    return bytes(text)
+
+
 def _cases(name: str) -> list[bytes]:
     lines = (DATA / "smuggling" / name).read_text().splitlines()
     return [json.loads(line)["bytes"].encode("latin-1") for line in lines]
@@ -40,6 +62,8 @@ def _seeds(target: str) -> Iterator[tuple[bytes, int]]:
     if target == "tap":
         for coding, encode in enumerate(_ENCODE, 3):
             yield from ((encode(body), 1 << 6 | coding << 1 | 1) for body in streams)
+    elif target == "dialects":
+        yield from _dialects()
     elif target == "decoding":
         for coding, encode in enumerate(_ENCODE):
             yield from ((encode(body), 1 << 2 | coding) for body in messages)

@@ -202,6 +202,7 @@ class Sidecar:
             looks.append(self._usage_log.look_after)
         while True:
             await asyncio.sleep(_WATCH_S)
+            self._upstream_version.due = True
             # Each for itself: what fails in one must not end the others.
             for look in looks:
                 try:

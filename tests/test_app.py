@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.process import free_port
 from tests.support.running import running, until
+from tests.support.wire import Received, ask, upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -40,3 +41,30 @@ async def test_upstream_has_to_be_well(status: int, ready: bool) -> None:
     server.close()
     assert (reason is None) is ready
     assert ready or (reason or "").endswith("(SIDECAR_UPSTREAM): answers 503")
+
+
+async def test_an_upgrade_of_litellm_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some time after its first answer, the version is that of the one which answers now."""
+    monkeypatch.setattr("sidecar.app._WATCH_S", 0.05)
+    version = b"1.83.10"
+    request = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+
+    async def handle(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = b"HTTP/1.1 200 OK\r\nx-litellm-version: %b\r\n" % version
+        writer.write(head + b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with upstream(handle) as llm, running(llm.url, compat=("v1.100",)) as side:
+
+        async def shown(expected: bytes) -> bool:
+            await ask(side.host, request)
+            value = side.value("litellm_sidecar_upstream_info", version=expected.decode())
+            return value == 1
+
+        assert await shown(b"1.83.10")
+        assert side.value("litellm_sidecar_compat_conflict") == 0
+        version = b"1.100.5"
+        async with asyncio.timeout(5):
+            while not await shown(version):  # noqa: ASYNC110 - each look is a request
+                await asyncio.sleep(0.02)
+        assert side.value("litellm_sidecar_upstream_info", version="1.83.10") == 0
+        assert side.value("litellm_sidecar_compat_conflict") == 1

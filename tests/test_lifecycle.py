@@ -126,6 +126,37 @@ async def test_stream_that_does_not_end_is_cut(tmp_path: Path, twice: bool) -> N
     assert drained["cut"] == 1
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["in time", "at a second signal"])
+async def test_request_without_an_answer_is_told(twice: bool, tmp_path: Path) -> None:
+    """Whom LiteLLM has not answered when the time is over gets 503, and it is counted as that, not
+    as a client that left."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with upstream(serve) as up:
+        lines = tmp_path / "usage.jsonl"
+        environment = {
+            "SIDECAR_UPSTREAM": up.url,
+            "SIDECAR_USAGE_LOG": str(lines),
+            "SIDECAR_DRAIN_TIMEOUT_S": "60" if twice else "0.2",
+        }
+        with sidecar_process(tmp_path, environment) as side:
+            asking = asyncio.create_task(ask(("127.0.0.1", side.port), POST))
+            await until(lambda: up.received)
+            side.process.send(signal.SIGTERM)
+            if twice:
+                await until(lambda: any(line["event"] == "draining" for line in log_of(tmp_path)))
+                side.process.send(signal.SIGTERM)
+            answer = await asking
+            assert await asyncio.to_thread(side.process.exit_code, timeout_s=10) == 0
+    assert (answer.status, answer.complete) == (503, True)
+    assert answer.header(b"x-sidecar-error") == b"draining"
+    assert json.loads(answer.body)["error"]["type"] == "overloaded_error"
+    line = json.loads(lines.read_text())
+    assert (line["http_status"], line["status"], line["end"]) == (503, "error", "complete")
+
+
 async def test_connection_that_waits_to_be_accepted_is_served() -> None:
     """Its client takes itself for connected, and has sent its request, when the port closes."""
     listener = Listener(Limits(), lambda _: None)

@@ -53,6 +53,8 @@ OTHER = "other"
 _MAX_VALUE_CHARS = 200
 _MAX_ALIKE = 4096
 """Ways to be named, and owners of each, that are remembered; then all are found out anew."""
+_MAX_NAMES_CHARS = 4096
+"""Longest names of an answer, together, that are remembered: a client can make up any."""
 _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
@@ -393,7 +395,9 @@ class Ledger:
             if owner is None:
                 waits = True
                 owner = identities.known(hashed)
-            team, alias = team or owner.team, alias or owner.key_alias
+            team = team or owner.team
+            if self._alias_wanted:
+                alias = alias or owner.key_alias
         if self._usage_log is not None:
             self._usage_log.write(
                 exchange,
@@ -437,7 +441,9 @@ class Ledger:
         """Count what an answer said, whose owner had to be looked up."""
         self.submitted += 1
         try:
-            self._count(reading, team or owner.team, alias or owner.key_alias)
+            if self._alias_wanted:
+                alias = alias or owner.key_alias
+            self._count(reading, team or owner.team, alias)
         except Exception as exc:
             # The relay has long ended the exchange: nobody else contains this.
             self.contain("account", exc)
@@ -498,9 +504,14 @@ class Ledger:
         )
         found = self._alike.get(key)
         if found is None:
+            found = self._resolved(exchange, observation)
+            if sum(len(part) for part in key if isinstance(part, str | bytes)) > _MAX_NAMES_CHARS:
+                # Whatever it is called, no source of prices knows it, and it is counted as other.
+                found.asked = Asked._make(part[:_MAX_VALUE_CHARS] for part in found.asked)
+                return found
             if len(self._alike) >= _MAX_ALIKE:
                 self._alike.clear()
-            found = self._alike[key] = self._resolved(exchange, observation)
+            self._alike[key] = found
         return found
 
     def _resolved(self, exchange: Exchange, observation: Observation) -> _Alike:

@@ -197,8 +197,11 @@ class Lookups:
 
     async def _answer(self, hashed: str) -> Owner | None:
         """Ask for a key, and remember the answer; None if there is none."""
+        loop = asyncio.get_running_loop()
+        deadline = asked_at = loop.time() + _TIMEOUT_S
         try:
-            async with asyncio.timeout(_TIMEOUT_S), self._slots:
+            async with asyncio.timeout_at(deadline), self._slots:
+                asked_at = loop.time()
                 if self._clock() < self._retry_at:
                     self._count("key_info", "backing_off")
                     return None
@@ -208,6 +211,10 @@ class Lookups:
             self._failed(error.reason)
             return None
         except TimeoutError:
+            if deadline - asked_at < _TIMEOUT_S / 2:
+                # Most of the time went by in the queue, and that says nothing of LiteLLM.
+                self._count("key_info", "queue_full")
+                return None
             self._count("key_info", "timeout")
             self._failed(f"no answer in {_TIMEOUT_S:g} s")
             return None

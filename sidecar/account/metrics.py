@@ -59,8 +59,8 @@ class Metrics:
         self.responses = store.counter(
             f"{PREFIX}responses",
             "2xx answers on observed routes by what the prompt cache did: hit, write, "
-            "not_cached (asked for, nothing read or written), not_asked, unreported (no cache "
-            "field in the answer), unknown (the request could not be read).",
+            "not_cached (asked for or automatic, nothing read or written), not_asked, unreported "
+            "(no cache field in the answer), unknown (the request could not be read).",
             (*labels, "outcome"),
         )
         self.costs: Costs | None = Costs(store, labels) if costs else None

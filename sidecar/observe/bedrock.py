@@ -165,7 +165,7 @@ class InvokeStream:
     def take_message(self, message: Message) -> None:
         """Take the next message."""
         if message.headers.get(b":message-type") != b"event":
-            self._anthropic.take_event(Event(b"error", message.payload))
+            self._anthropic.take_event(Event(b"error", message.payload or b"{}"))
             return
         try:
             event = _read_chunk(message.payload).event

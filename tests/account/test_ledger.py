@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from sidecar.account.identity import Owner
 from sidecar.account.ledger import Ledger, provider_of
 from sidecar.account.metrics import Metrics
+from sidecar.account.pricing import Pricing
 from sidecar.exchange import (
     LABEL_NAMES,
     NO_TERMS,
@@ -516,3 +519,34 @@ def test_exchange_without_observation() -> None:
         "overhead_seconds",
         "client_disconnects",
     }
+
+
+def test_long_names_are_not_remembered() -> None:
+    """A client that makes up names of a megabyte takes no memory with them."""
+    books = Books(costs=True, pricing=Pricing(file=None, package=True, clock=time.time))
+    tracemalloc.start()
+    for number in range(100):
+        books.submit(exchange(model=f"{number}{'m' * 1_000_000}", response_model="x" * 1_000_000))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert books.value("output_tokens_total", **TEAM | {"model": "other"}) == 1600
+    assert held < 5_000_000
+
+
+def test_owners_take_no_place_by_names_that_are_no_labels() -> None:
+    """Without the label for it, the aliases of a team's keys are all the same."""
+
+    class Known:
+        def resolve(self, hashed: str, settle: Callable[[Owner], None]) -> Owner | None:
+            return self.known(hashed)
+
+        def known(self, hashed: str) -> Owner:
+            return Owner("red", hashed)
+
+    books = Books(identities=Known())
+    for number in range(50):
+        key = [(b"x-api-key", b"sk-%d" % number)]
+        books.submit(exchange(request_headers=key, response_headers=[]))
+    assert books.value("output_tokens_total", **TEAM) == 800
+    (alike,) = books.ledger._alike.values()
+    assert len(alike.places) == 1

@@ -400,3 +400,24 @@ async def test_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
     slow.go.set()
     assert await Rig(slow).owner("k") == Owner("None", "late")
+
+
+async def test_a_long_queue_is_no_failure_of_litellm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose turn does not come in time has no name, but LiteLLM answers and goes on being asked."""
+    monkeypatch.setattr("sidecar.account.lookups._TIMEOUT_S", 0.5)
+
+    class Steady(Slow):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0.1)
+            self.go.set()
+            return await super().handle_async_request(request)
+
+    rig = Rig(Steady())
+    owners = await asyncio.gather(*(rig.owner(f"k{number}") for number in range(200)))
+    assert set(owners) == {Owner(), Owner("None", "late")}
+    assert set(rig.counts) == {("key_info", "found"), ("key_info", "queue_full")}
+    assert sum(rig.counts.values()) == 200
+    assert not caplog.records
+    assert await rig.owner("k0") == Owner("None", "late")
