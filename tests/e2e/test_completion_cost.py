@@ -17,7 +17,7 @@ import pytest
 
 from sidecar.account.price_litellm import CostMap, deployments_in
 from sidecar.account.pricing import Asked, Card, Pricing, asked_of
-from sidecar.account.rates import ATTO, Cost, Unpriced, cost_of
+from sidecar.account.rates import ATTO, Cost, RateClass, Rates, Unpriced, cost_of
 from sidecar.exchange import Observation, Status, Terms, Usage
 from tests.account.test_ledger import exchange
 from tests.support.bodies import observe
@@ -232,3 +232,58 @@ def test_true_or_not_priced(version: str) -> None:
             # For want of the long price of an hour in its map, LiteLLM bills the short one.
             difference -= hour * Decimal("6e-6")
         assert abs(difference) <= ONE_NANO, (model, seen)
+
+
+def cards_of(entries: dict[str, Any], names: list[str], *, package: bool) -> list[Card | Unpriced]:
+    """Put the card of each model together, as that of a deployment of it."""
+    pricing = Pricing(file=None, package=package, clock=lambda: 1_795_500_000.0)
+    pricing.cost_map = CostMap(json.dumps(entries).encode())
+    listed = [
+        {
+            "litellm_params": {"model": name, "vertex_location": "global"},
+            "model_info": {"id": name, "litellm_provider": entries[name]["litellm_provider"]},
+        }
+        for name in names
+    ]
+    pricing.take_deployments(deployments_in(json.dumps({"data": listed}).encode()))
+    return [pricing.card(Asked("alias", model_id=name)) for name in names]
+
+
+def rates_for(card: Card | Unpriced, size: int) -> Rates:
+    assert isinstance(card, Card)
+    return next(rates for above, rates in card.brackets if size > above)
+
+
+def test_what_the_package_adds_is_true() -> None:
+    """To every Claude in 1.83.10's map the package adds nothing but what 1.100.5's map has: the
+    price of an hour, for short prompts and long ones."""
+    old, new = (asked_of_litellm(version, "[]")["map"] for version in ("1.83.10", "1.100.5"))
+    names = [
+        name
+        for name, entry in old.items()
+        if "claude" in name
+        # Where its own price is another, the map is wrong, or was by then.
+        and "input_cost_per_token" in entry
+        and entry["input_cost_per_token"] == new.get(name, {}).get("input_cost_per_token")
+    ]
+    each = zip(
+        names,
+        cards_of(old, names, package=False),
+        cards_of(old, names, package=True),
+        cards_of(new, names, package=False),
+        strict=True,
+    )
+    added: Counter[tuple[RateClass, int]] = Counter()
+    for name, alone, together, true in each:
+        for size in (1_000, 300_000):
+            found = zip(
+                list(RateClass)[:5],
+                *(rates_for(card, size) for card in (alone, together, true)),
+                strict=False,
+            )
+            for what, before, rate, expected in found:
+                if before is None and rate is not None and expected is not None:
+                    assert rate == expected, (name, what, size)
+                    added[what, size] += 1
+    assert set(added) == {(RateClass.WRITE_1H, 1_000), (RateClass.WRITE_1H, 300_000)}
+    assert min(added.values()) >= 10
