@@ -348,11 +348,13 @@ def start(peer: Peer, upstream_port: int, directory: Path) -> Iterator[Running]:
         "PYTHONPATH": str(_ROOT),
         **peer.environment(place),
     }
+    command = peer.command(place)
     process = ManagedProcess(
-        pinned(PROXY_CORE, peer.command(place)),
+        pinned(PROXY_CORE, command),
         directory=directory,
         log=directory / "log",
         environment=environment,
+        watched="sidecar" in command,
     )
     try:
         process.wait_until(lambda: _answers(place.port), timeout_s=_START_TIMEOUT_S)

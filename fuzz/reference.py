@@ -180,6 +180,8 @@ def events(
             skipped = skipped or wanted
             continue
         name, data, stray = _read_event(block, terminated)
+        if not data and not stray:
+            continue  # it is not dispatched
         (found if wanted and terminated else late).append((name, data, terminated, stray))
     return found + late, skipped
 

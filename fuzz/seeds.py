@@ -19,23 +19,25 @@ __all__ = ["write_seeds"]
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 _ENCODE = (gzip.compress, zlib.compress, brotli.compress, zstandard.ZstdCompressor().compress)
+_COUNTS = (
+    b'{"inputTokens":7,"outputTokens":16,"cacheReadInputTokens":1,"cacheWriteInputTokens":3,'
+    b'"cacheDetails":[{"ttl":"5m","inputTokens":1},{"ttl":"1h","inputTokens":2}]}'
+)
+_CONVERSED = b"\n".join(
+    (b'0{"delta":{}}', b'1{"stopReason":"end_turn"}', b'2{"usage":%b}' % _COUNTS, b"!{}")
+)
+_NOVA = b'{"metadata":{"usage":%b}}' % _COUNTS
 
 
-def _bodies(suffix: str) -> list[bytes]:
-    found = sorted((DATA / "anthropic").glob(f"*{suffix}"))
+def _events(streams: list[bytes]) -> list[bytes]:
+    """Give what the data lines of streams hold, of the shortest stream first."""
+    lines = b"\n".join(sorted(streams, key=len)[:2]).splitlines()
+    return [line[6:] for line in lines if line.startswith(b"data: {")]
+
+
+def _bodies(suffix: str, dialect: str = "anthropic") -> list[bytes]:
+    found = sorted((DATA / dialect).glob(f"*{suffix}"))
     return [path.read_bytes() for path in found if ".expected." not in path.name]
-
-
-def _dialects() -> Iterator[tuple[bytes, int]]:
-    """Give the bodies of the other dialects, as `fuzz_dialects` numbers these."""
-    folders = ("openai_chat", "openai_responses", "bedrock_invoke", "bedrock_converse")
-    for number, folder in enumerate(folders):
-        for kind, suffix in enumerate((".json", ".sse", ".eventstream")):
-            for path in sorted((DATA / folder).glob(f"*{suffix}")):
-                if ".expected." not in path.name:
-                    body = path.read_bytes()
-                    body = _without_checksums(body) if suffix == ".eventstream" else body
-                    yield body, 1 << 6 | kind << 2 | number
 
 
 def _without_checksums(body: bytes) -> bytes:
@@ -62,8 +64,21 @@ def _seeds(target: str) -> Iterator[tuple[bytes, int]]:
     if target == "tap":
         for coding, encode in enumerate(_ENCODE, 3):
             yield from ((encode(body), 1 << 6 | coding << 1 | 1) for body in streams)
-    elif target == "dialects":
-        yield from _dialects()
+    elif target == "openai":
+        for number, dialect in enumerate(("openai_chat", "openai_responses")):
+            for kind, suffix in enumerate((".json", ".sse")):
+                control = 1 << 6 | number << 1 | kind
+                yield from ((body, control) for body in _bodies(suffix, dialect))
+    elif target == "bedrock":
+        for number, dialect in enumerate(("bedrock_converse", "bedrock_invoke")):
+            for shape, suffix in enumerate((".json", ".eventstream")):
+                control = 1 << 6 | shape << 1 | number
+                yield from ((body, control) for body in _bodies(suffix, dialect))
+        # What their messages hold; the first byte of a line makes it one (`fuzz_bedrock`).
+        for shape in (2, 3):
+            yield _CONVERSED, 1 << 6 | shape << 1
+            yield b"\n".join(b"c" + line for line in _events(streams)), 1 << 6 | shape << 1 | 1
+            yield b"c" + _NOVA, 1 << 6 | shape << 1 | 1
     elif target == "decoding":
         for coding, encode in enumerate(_ENCODE):
             yield from ((encode(body), 1 << 2 | coding) for body in messages)

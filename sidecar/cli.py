@@ -40,6 +40,7 @@ from sidecar.lines import LineWriter
 from sidecar.logs import set_up_logging
 from sidecar.observe.tap import MESSAGES_TYPE, STREAM_TYPE, outcome_of, tap_for
 from sidecar.proxy.routes import classify
+from sidecar.terminal import shown
 
 __all__ = ["main"]
 
@@ -87,9 +88,9 @@ def check() -> None:
     settings = load_settings()
     sidecar = Sidecar(settings)
     for name in Settings.model_fields:
-        click.echo(f"{PREFIX}{name.upper()}={_shown(getattr(settings, name))}")
+        _say(f"{PREFIX}{name.upper()}={_shown(getattr(settings, name))}")
     for warning in unknown_settings(os.environ):
-        click.echo(f"warning: {warning}", err=True)
+        _say(f"warning: {warning}", err=True)
 
     async def probe() -> str | None:
         sidecar.readiness.started = True
@@ -106,8 +107,8 @@ def check() -> None:
     if reason is not None:
         raise StartError(f"the settings are sound, but LiteLLM does not answer: {reason}")
     for line in sidecar.prices.describe() if sidecar.prices is not None else ():
-        click.echo(f"prices from {line}")
-    click.echo(f"ok: LiteLLM answers at {settings.upstream}")
+        _say(f"prices from {line}")
+    _say(f"ok: LiteLLM answers at {settings.upstream}")
 
 
 @cli.command()
@@ -133,10 +134,10 @@ def prices(models: tuple[str, ...], tier: str, geo: str) -> None:
 
     _run(refresh())
     for line in keeper.describe():
-        click.echo(line)
+        _say(line)
     for model in models:
         for line in price_lines(keeper.pricing, model, tier=tier, geo=geo):
-            click.echo(line)
+            _say(line)
 
 
 @cli.command()
@@ -149,7 +150,7 @@ def healthcheck(ready: bool) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as response:
-            click.echo(response.read().decode().strip())
+            _say(response.read().decode().strip())
     except urllib.error.HTTPError as exc:
         raise StartError(
             f"{url}: {exc.code} {exc.read().decode(errors='replace').strip()}"
@@ -231,9 +232,9 @@ def _inspected(path: Path, observation: Observation, outcome: Outcome | None) ->
 
 def _print_inspected(path: Path, observation: Observation, outcome: Outcome | None) -> None:
     fault = f" ({observation.fault})" if observation.fault else ""
-    click.echo(f"{path}: {observation.status.value}{fault}, outcome {outcome or 'none'}")
+    _say(f"{path}: {observation.status.value}{fault}, outcome {outcome or 'none'}")
     uncached, read, write_5m, write_1h, write_unknown = observation.usage.input_classes()
-    click.echo(
+    _say(
         f"  input: uncached {uncached}, read {read}, write_5m {write_5m}, write_1h {write_1h}, "
         f"write_unknown {write_unknown}; output {observation.usage.output_tokens or 0}"
     )
@@ -280,7 +281,7 @@ def report(by: str, since: str, until: str, as_json: bool, files: tuple[str, ...
     else:
         reports.print_report(summed)
     if summed.malformed:
-        click.echo(f"sidecar: {summed.malformed} lines could not be read", err=True)
+        _say(f"sidecar: {summed.malformed} lines could not be read", err=True)
 
 
 def _moment(option: str, text: str) -> str:
@@ -301,6 +302,11 @@ def demo(once: bool) -> None:
     raise SystemExit(_run(run_demo(once=once)))
 
 
+def _say(text: str, *, err: bool = False) -> None:
+    """Print a line for a person."""
+    click.echo(shown(text), err=err)
+
+
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
@@ -318,16 +324,16 @@ def main() -> None:
         cli(standalone_mode=False)
     except ConfigError as error:
         for fault in error.faults:
-            click.echo(f"sidecar: {fault}", err=True)
+            _say(f"sidecar: {fault}", err=True)
         sys.exit(2)
     except SidecarError as error:
-        click.echo(f"sidecar: {error}", err=True)
+        _say(f"sidecar: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except OSError as error:
-        click.echo(f"sidecar: {error}", err=True)
+        _say(f"sidecar: {error}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

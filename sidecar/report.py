@@ -23,6 +23,7 @@ from rich.table import Table
 
 from sidecar.account.ledger import client_of
 from sidecar.exchange import Outcome, Status
+from sidecar.terminal import shown
 
 __all__ = ["GROUPINGS", "Report", "lines_of", "print_report", "read_time"]
 
@@ -156,7 +157,7 @@ class Report:
         self.by = tuple(by)
         self.groups: dict[tuple[str, ...], Sums] = {}
         self.malformed = 0
-        """Lines that could not be read."""
+        """Usage lines that could not be read, and what is no JSON at all."""
         self._readers = [GROUPINGS[name] for name in by]
         self._since = since
         self._until = until or "~"  # after every digit
@@ -170,8 +171,7 @@ class Report:
             try:
                 line = decode(raw)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                if raw.strip():
-                    self.malformed += 1
+                self.malformed += _is_malformed(raw)
                 continue
             if line.event != "usage" or not since <= line.time < until:
                 continue
@@ -203,6 +203,16 @@ class Report:
             "total": _as_json(self.total()),
             "malformed_lines": self.malformed,
         }
+
+
+def _is_malformed(raw: bytes) -> bool:
+    """Whether a line that is not as it should be is one of the sidecar's, or may have been."""
+    try:
+        line = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return bool(raw.strip())
+    # Another log's members may have the same names and other types.
+    return isinstance(line, dict) and line.get("event") == "usage"
 
 
 def _as_json(sums: Sums) -> dict[str, Any]:
@@ -272,7 +282,7 @@ def print_report(report: Report) -> None:
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     for group, sums in report.rows():
-        table.add_row(*group, *[column.text(sums) for column in columns])
+        table.add_row(*map(shown, group), *[column.text(sums) for column in columns])
     if len(report.groups) > 1:
         table.add_section()
         names = ["all", *[""] * (len(report.by) - 1)]

@@ -69,6 +69,22 @@ def test_inspect_prints_what_the_wire_said(tmp_path: Path) -> None:
     assert "write_5m 2101" in run("inspect", str(tmp_path / "a.json")).stdout
 
 
+def test_what_is_printed_cannot_command_the_terminal(tmp_path: Path) -> None:
+    """Whoever named a file, a model or a setting."""
+    name = "\x1b[2J\x9b1m\u2028"
+    path = tmp_path / f"{name}.json"
+    path.write_bytes(message(USAGE))
+    assert json.loads(run("inspect", "--json", str(path)).stdout)["file"] == str(path)
+    for done in (
+        run("inspect", str(path)),
+        run("prices", name, SIDECAR_UPSTREAM="http://127.0.0.1:9", SIDECAR_PRICE_SOURCES="package"),
+        run("check", SIDECAR_UPSTREAM=name),
+    ):
+        said = done.stdout + done.stderr
+        assert "\\x1b[2J\\x9b1m\\u2028" in said
+        assert not set("\x1b\x9b\u2028") & set(said)
+
+
 def test_inspect_tells_what_a_file_is(tmp_path: Path) -> None:
     """By its name in any case, else by its beginning; a query in the route does no harm. Files
     that are neither are read like any answer."""

@@ -203,6 +203,42 @@ def test_other_lines_are_passed_over_and_torn_ones_counted() -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("event", [None, "request", 7, ["usage"]])
+def test_lines_of_other_logs_are_skipped_whatever_they_hold(event: object) -> None:
+    """Members of the same names may have other types there; in a usage line that is a fault."""
+    names = json.loads(line()) | {"cost_usd": 1}
+    values: list[object] = [200, "x", True, None, [], {}]
+    for name in names:
+        for value in values:
+            foreign = names | {name: value} | {"event": event}
+            if event is None:
+                del foreign["event"]
+            assert summed(json.dumps(foreign).encode() + b"\n")["malformed_lines"] == 0, foreign
+    assert summed(b'[1]\n"usage"\nnull\n')["malformed_lines"] == 0
+    assert summed(line(status=200) + line(read_tokens="x"))["malformed_lines"] == 2
+
+
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)]
+
+
+def test_name_cannot_command_the_terminal() -> None:
+    """What a client calls a model is shown, not obeyed; for programs it is what it was."""
+    escapes = "\x1b[2J\x1b]0;title\x07\x9b31mred"
+    everything = "".join(CONTROLS)
+    given = line(model=escapes) + line(model=everything, team_alias="a\nb")
+    for by in ("model,team_alias", "model"):
+        text = run("--by", by, "-", given=given).stdout.decode()
+        assert not set(CONTROLS) - {"\n"} & set(text)
+        flat = "".join(text.split())
+        assert "\\x1b[2J\\x1b]0;title\\x07\\x9b31mred" in flat
+        assert "\\x00\\x01" in flat
+    assert "a\\x0ab" in run("-", given=given).stdout.decode()
+    names = [
+        group["model"] for group in json.loads(run("--json", "-", given=given).stdout)["groups"]
+    ]
+    assert sorted(names) == sorted([escapes, everything])
+
+
 def test_cost_is_shown_where_it_is_known() -> None:
     """Lines without a price are none that cost nothing."""
     priced = line(cost_usd=0.25) + line(cost_usd=0)

@@ -6,10 +6,12 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests.support.process import ManagedProcess
 from tests.support.running import ROOT
 from tests.support.secrets import LogWatch, assert_no_keys, keys_in
 
@@ -64,3 +66,27 @@ def test_test_that_leaks_fails(tmp_path: Path, leak: str) -> None:
     )
     assert "1 failed, 1 passed" in done.stdout
     assert "it logged or printed the keys" in done.stdout
+
+
+LEAK = "import signal; print('-'.join(('Bearer sk', 'leak')), flush=True); signal.pause()"
+
+
+@pytest.mark.parametrize(
+    "command", [["-c", LEAK], ["-m", "sidecar_by_another_name"]], ids=["program", "module"]
+)
+@pytest.mark.parametrize("watched", [True, False, None], ids=["watched", "not", "by default"])
+def test_child_is_watched_however_it_is_started(
+    tmp_path: Path, command: list[str], watched: bool | None
+) -> None:
+    """Unless somebody says that it is none of the product's."""
+    (tmp_path / "sidecar_by_another_name.py").write_text(LEAK)
+    process = ManagedProcess(
+        [sys.executable, *command],
+        directory=tmp_path,
+        log=tmp_path / "log",
+        environment={"PATH": os.environ["PATH"]},
+        **({} if watched is None else {"watched": watched}),
+    )
+    process.wait_until(lambda: "sk-leak" in process.log_tail(), timeout_s=20)
+    with nullcontext() if watched is False else pytest.raises(AssertionError, match="sk-leak"):
+        process.stop()

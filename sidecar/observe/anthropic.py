@@ -192,6 +192,7 @@ class StreamReading:
             The path of the member in its data that was taken for the usage; empty for none.
             None where the data are no JSON object.
         """
+        del self._faults[1:]  # the first is told; a stream may have any number
         if not event.data:
             # LiteLLM 1.100 may send a ping in the middle of a frame, and tear it.
             if event.stray:

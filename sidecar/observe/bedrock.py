@@ -110,6 +110,7 @@ class ConverseStream:
 
     def take_message(self, message: Message) -> None:
         """Take the next message."""
+        del self._faults[1:]  # the first is told; a stream may have any number
         kind = message.headers.get(b":event-type")
         if kind == b"contentBlockDelta":
             self.first_token_seen = True
@@ -164,6 +165,7 @@ class InvokeStream:
 
     def take_message(self, message: Message) -> None:
         """Take the next message."""
+        del self._faults[1:]  # the first is told; a stream may have any number
         if message.headers.get(b":message-type") != b"event":
             self._anthropic.take_event(Event(b"error", message.payload or b"{}"))
             return

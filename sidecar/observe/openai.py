@@ -312,6 +312,7 @@ class ChatReading:
 
     def take_event(self, event: Event) -> None:
         """Take the next event that held a needle."""
+        del self._counting.faults[1:]  # the first is told; a stream may have any number
         if event.data.strip() == b"[DONE]":
             self.stopped = True
             return
@@ -379,6 +380,7 @@ class ResponseReading:
 
     def take_event(self, event: Event) -> None:
         """Take the next event that held a needle."""
+        del self._counting.faults[1:]
         seen = _plain_event(event.data) or _any_event(event.data)
         if seen is None:
             if event.name == b"error":

@@ -226,12 +226,17 @@ class EventFinder:
             self.oversized |= _holds(event, self._needles)
             return
         first, _, rest = event.partition(b"\n")
-        if first.startswith(b"event: ") and rest.startswith(b"data: ") and b"\n" not in rest:
+        if (
+            first.startswith(b"event: ")
+            and len(rest) > 6
+            and rest.startswith(b"data: ")
+            and b"\n" not in rest
+        ):
             found.append(Event(first[7:], rest[6:], terminated))  # as nearly all are
             return
         name = b""
         data: list[bytes] = []
-        stray = hidden = False
+        stray = False
         lines = event.split(b"\n")
         if not terminated and b":" not in lines[-1]:
             lines.pop()  # the stream was cut within the name of a field
@@ -241,13 +246,11 @@ class EventFinder:
                 data.append(value.removeprefix(b" "))
             elif field == b"event":
                 name = value.removeprefix(b" ")
-            elif not field:
-                hidden = hidden or _holds(value, self._needles)
-            elif field not in (b"id", b"retry"):
+            elif field not in (b"", b"id", b"retry"):  # the empty one is that of a comment
                 stray = True
-        # What only data say, in a comment and without data, is the rest of a frame.
-        stray = stray or (hidden and not data)
-        found.append(Event(name, b"\n".join(data), terminated, stray))
+        joined = b"\n".join(data)
+        if joined or stray:  # else nothing is said to anyone, and it held the needle in a comment
+            found.append(Event(name, joined, terminated, stray))
 
 
 def _holds(event: bytes, needles: Sequence[bytes]) -> bool:

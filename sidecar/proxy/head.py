@@ -172,6 +172,7 @@ def may_become_a_head(received: bytearray, searched: int) -> bool:
         searched: how many of them were asked about before.
     """
     beginning = _BEGINNING.match(received[:25])
+    # What is refused here must not be taken by `parse_head`, where it comes in one piece.
     return beginning is not None and _BARE_LF.search(received, searched) is None
 
 
@@ -182,7 +183,8 @@ def parse_head(head: bytes) -> Request:
         RefusedError: it is not taken.
     """
     line = head[: head.find(b"\r\n")].split(b" ")
-    if len(line) != 3:
+    # The parser takes `POST /` and a bare LF for a request of HTTP/0.9, and headers behind it.
+    if len(line) != 3 or head.count(b"\n") != head.count(b"\r\n"):
         raise RefusedError(RefusalReason.BAD_REQUEST)
     method, target, version = line
     modern = version == b"HTTP/1.1"

@@ -23,6 +23,7 @@ from tests.support.bodies import message, stream
 from tests.support.calls import body_for, post, request, samples, send
 from tests.support.process import coverage_environment, free_port
 from tests.support.running import ROOT, SidecarProcess, running, sidecar_process, until
+from tests.support.secrets import assert_no_keys
 from tests.support.wire import Received, Upstream, connected, upstream
 
 pytestmark = pytest.mark.anyio
@@ -300,8 +301,9 @@ def started(
     finally:
         child.kill()
         child.wait(10)
-        if child.stdout is not None:
-            child.stdout.close()
+        if child.stdout is not None and not child.stdout.closed:
+            with child.stdout as rest:
+                assert_no_keys(rest.read(), "the sidecar's output")
 
 
 @contextmanager
@@ -309,7 +311,9 @@ def piped_sidecar(tmp_path: Path, up: str) -> Iterator[tuple[SidecarAt, subproce
     """Run a sidecar whose standard output is a pipe, of which only the beginning was read."""
     with started(tmp_path, up, stdout=subprocess.PIPE) as (sidecar, child):
         assert child.stdout is not None
-        assert b'"serving"' in child.stdout.readline()
+        beginning = child.stdout.readline()
+        assert b'"serving"' in beginning
+        assert_no_keys(beginning, "the sidecar's output")
         yield sidecar, child
 
 

@@ -873,7 +873,9 @@ def contents() -> Iterator[Case]:
             stream(SSE_BODY.replace(b"\n", b"\r\n")),
             stream(START.replace(b"\n", b"\r\n"), FIRST, DELTA.replace(b"\n", b"\r"), STOP),
             stream(b"\xef\xbb\xbf", SSE_BODY),
-            stream(b": hello\n\n", SSE_BODY.replace(b"data", b": ping\nid: 1\nretry: 9\ndata")),
+            stream(
+                b': say "usage"\n\n', SSE_BODY.replace(b"data", b": ping\nid: 1\nretry: 9\ndata")
+            ),
             stream(SSE_BODY.replace(b": {", b":{").replace(b"event: ", b"event:")),
             stream(SSE_BODY.replace(b',"usage"', b',\ndata: "usage"')),
         ),

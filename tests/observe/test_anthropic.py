@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -388,6 +389,20 @@ def test_torn_frame_is_noticed(ping: bytes) -> None:
     for at in range(len(body) + 1):
         seen = observe(body[:at] + ping + body[at:])
         assert seen.status is not Status.COMPLETE or seen.usage == Usage(7, 9), at
+
+
+@pytest.mark.parametrize(
+    "comment", [b': keep-alive "usage"', b':"usage"', b': {"type":"message_stop","usage":{}}']
+)
+def test_comment_changes_nothing(comment: bytes) -> None:
+    """A comment may say anything, on its own or within an event."""
+    body = START + DELTA + STOP
+    plain = observe(body)
+    assert plain.status is Status.COMPLETE
+    for at in [at for at in range(len(body)) if at == 0 or body[at - 1 : at] == b"\n"]:
+        assert observe(body[:at] + comment + b"\n" + body[at:]) == plain, at
+    for at in [0, *(m.end() for m in re.finditer(b"\n\n", body))]:
+        assert observe(body[:at] + comment + b"\n\n" + body[at:]) == plain, at
 
 
 def test_first_usage_over_the_bound() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -192,6 +193,20 @@ def test_error_in_a_stream() -> None:
         seen = chat_stream(usage + each + DONE)
         assert (seen.status, seen.usage) == (Status.PARTIAL, Usage(9, 3))
     assert chat(None, error={"message": "The prompt was filtered."}).status is Status.ERROR
+
+
+@pytest.mark.parametrize("read", [chat_stream, response_stream])
+def test_comment_changes_nothing(read: Callable[[bytes], Observation]) -> None:
+    """A comment may say anything, on its own or within an event."""
+    counts = {"prompt_tokens": 9, "input_tokens": 9}
+    last = {"type": "response.completed", "response": {"usage": counts}, "usage": counts}
+    body = b"data: " + json.dumps(last).encode() + b"\n\n" + DONE
+    plain = read(body)
+    assert plain.status is Status.COMPLETE
+    for comment in (b': "usage" of "prompt_tokens", no "error" [DONE]', b':{"usage":{}}'):
+        for at in (0, body.index(b"\n\n") + 1, body.index(b"\n\n") + 2, len(body)):
+            assert read(body[:at] + comment + b"\n" + body[at:]) == plain, at
+            assert read(body[:at] + comment + b"\n\n" + body[at:]) == plain, at
 
 
 def test_what_is_no_json_is_invalid() -> None:

@@ -98,6 +98,13 @@ def test_torn_frame_is_marked() -> None:
     assert event.data == b""
 
 
+@pytest.mark.parametrize("comment", [b': "usage"', b':"usage"', b': {"usage":{}}', b": a\n:usage"])
+def test_comment_is_not_torn(comment: bytes) -> None:
+    """A comment may say anything (WHATWG, section 9.2.6), and is no part of a frame."""
+    assert found([comment + b"\n\n"]) == []
+    assert found([comment + b"\ndata: usage\n\n"]) == [Event(b"", b"usage")]
+
+
 def test_oversized_event_is_skipped_and_reading_goes_on() -> None:
     """An event over the bound is noted if it held a needle; what follows is read."""
     big = b"data: " + b"x" * MAX_EVENT_BYTES + b"usage\n\n"

@@ -23,6 +23,7 @@ from tests.support.bodies import (
     converse,
     cuts,
     damaged,
+    frames,
     invocation,
     message,
     observe,
@@ -234,3 +235,32 @@ def test_mutations_raise_nothing_and_stay_within_the_bound() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < MAX_JSON_BYTES
+
+
+@pytest.mark.parametrize(
+    ("dialect", "content_type", "piece"),
+    [
+        (Dialect.ANTHROPIC, SSE, b'data: {"usage"\n\n'),
+        (Dialect.OPENAI_CHAT, SSE, b'data: {"prompt_tokens"\n\n'),
+        (Dialect.OPENAI_RESPONSES, SSE, b'data: {"usage"\n\n'),
+        (Dialect.BEDROCK_CONVERSE, MESSAGES, frames(("metadata", b"{"))),
+        (Dialect.BEDROCK_INVOKE, MESSAGES, frames(("chunk", b"{"))),
+        (Dialect.BEDROCK_INVOKE, MESSAGES, frames(("chunk", {"bytes": "eyJ1c2FnZSI="}))),
+    ],
+    ids=["anthropic", "chat", "responses", "converse", "invoke", "invoke, within"],
+)
+def test_any_number_of_faults_takes_no_memory(
+    dialect: Dialect, content_type: list[tuple[bytes, bytes]], piece: bytes
+) -> None:
+    """The first is told, and the rest are not kept."""
+    tap = tap_for(dialect, 200, content_type)
+    tap.feed(piece * 10)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            tap.feed(piece * 100)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 30_000
+    assert tap.finish(End.COMPLETE).status is Status.INVALID

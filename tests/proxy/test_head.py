@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from sidecar.exchange import RefusalReason as R
-from sidecar.proxy.head import RefusedError, Request, parse_head
+from sidecar.proxy.head import HEAD_END, RefusedError, Request, may_become_a_head, parse_head
 
+DATA = Path(__file__).parents[1] / "data" / "smuggling"
 HOST = b"Host: llm.test"
 
 
@@ -61,6 +64,27 @@ def test_every_byte_in_a_target() -> None:
         else:
             with pytest.raises(RefusedError, match="bad_request"):
                 parse_head(raw)
+
+
+@pytest.mark.parametrize("name", ["requests", "handshakes"])
+@pytest.mark.parametrize("put_in", [b"", b"\n", b"\nX:", b"\r", b"\rX:"], ids=repr)
+def test_head_is_taken_in_pieces_if_it_is_taken_whole(name: str, put_in: bytes) -> None:
+    """Whatever a client has a head's bytes cut into: those of the recorded heads, with line ends
+    put in at every place."""
+    taken = 0
+    for line in (DATA / f"{name}.jsonl").read_text().splitlines():
+        raw = json.loads(line)["bytes"].encode("latin-1").lstrip(b"\r\n")
+        whole = raw[: raw.find(HEAD_END) + len(HEAD_END)]
+        for at in range(1, len(whole) - len(HEAD_END)) if put_in else [0]:
+            changed = bytearray(whole[:at] + put_in + whole[at:])
+            try:
+                parse_head(bytes(changed))
+            except RefusedError:
+                continue
+            taken += 1
+            assert all(may_become_a_head(changed[:end], 0) for end in range(1, 27)), changed
+            assert may_become_a_head(changed, 0), changed
+    assert taken or put_in
 
 
 def test_headers_keep_order_repeats_and_values() -> None:

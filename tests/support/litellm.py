@@ -250,6 +250,7 @@ class LiteLLM:
             directory=self._directory,
             log=self.log,
             environment=self._full_environment(program),
+            watched=False,
         )
         try:
             self._process.wait_until(self._answers, timeout_s=_START_TIMEOUT_S)

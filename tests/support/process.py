@@ -49,6 +49,7 @@ class ManagedProcess:
         directory: Path,
         log: Path,
         environment: Mapping[str, str],
+        watched: bool = True,
     ) -> None:
         """Start the child.
 
@@ -57,9 +58,10 @@ class ManagedProcess:
             directory: its working directory.
             log: where its output goes, both streams in one.
             environment: all of its environment; nothing is inherited but what measures coverage.
+            watched: whether a key in its output is a fault; of a sidecar, however started, it is.
         """
         self.log = log
-        self._watched = "sidecar" in command
+        self._watched = watched
         with log.open("wb") as output:
             self._child = subprocess.Popen(
                 list(command),
@@ -107,7 +109,7 @@ class ManagedProcess:
         """Ask the group to end, then make it; waits some seconds at most.
 
         Raises:
-            AssertionError: it is a sidecar, and has written a key.
+            AssertionError: it is watched, and has written a key.
         """
         self._signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -116,7 +118,7 @@ class ManagedProcess:
         self._signal(signal.SIGKILL)
         self._child.wait(_KILL_WAIT_S)
         if self._watched:
-            assert_no_keys(self.log.read_bytes(), "the sidecar's output")
+            assert_no_keys(self.log.read_bytes(), f"the output in {self.log}")
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

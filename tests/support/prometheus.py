@@ -91,6 +91,7 @@ class Prometheus:
             directory=self._directory,
             log=self.log,
             environment={"PATH": "/usr/bin:/bin", "HOME": str(self._directory)},
+            watched=False,
         )
         self._process.wait_until(self._ready, timeout_s=_START_TIMEOUT_S)
         return self
