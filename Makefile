@@ -27,7 +27,7 @@ demo: $(READY) ## Run the sidecar before a stand-in provider and compare its cou
 	$(BIN)/python -m sidecar demo $(if $(ONCE),--once)
 
 test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where they are absent.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
 
 unit: $(READY) ## Run the tests that need nothing but Python.
 	$(BIN)/python -m pytest --ignore=tests/e2e $(ARGS)

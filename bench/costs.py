@@ -134,8 +134,13 @@ def _sidecar(front: SidecarProcess) -> tuple[Decimal, Decimal]:
 
 
 def _sources(front: SidecarProcess) -> set[str]:
-    name = "litellm_sidecar_price_source_last_success_timestamp_seconds"
-    return {labels["source"] for found, labels, _ in _rows(front) if found == name}
+    """Name the sources that were read."""
+    name = "litellm_sidecar_price_refreshes_total"
+    return {
+        labels["source"]
+        for found, labels, value in _rows(front)
+        if found == name and labels["result"] == "success" and value
+    }
 
 
 def _rows(front: SidecarProcess) -> list[tuple[str, dict[str, str], float]]:

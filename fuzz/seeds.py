@@ -40,6 +40,16 @@ def _bodies(suffix: str, dialect: str = "anthropic") -> list[bytes]:
     return [path.read_bytes() for path in found if ".expected." not in path.name]
 
 
+def _without_checksums(body: bytes) -> bytes:
+    """Write zeros for the checksums of an AWS event stream."""
+    text, at = bytearray(body), 0
+    while at < len(text):
+        end = at + int.from_bytes(text[at : at + 4], "big")
+        text[at + 8 : at + 12] = text[end - 4 : end] = bytes(4)
+        at = end
+    return bytes(text)
+
+
 def _cases(name: str) -> list[bytes]:
     lines = (DATA / "smuggling" / name).read_text().splitlines()
     return [json.loads(line)["bytes"].encode("latin-1") for line in lines]

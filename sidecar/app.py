@@ -7,7 +7,7 @@ import gc
 import logging
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -192,19 +192,25 @@ class Sidecar:
             logger.warning("upstream_unreachable", extra={"reason": reason})
         async with asyncio.TaskGroup() as tasks:
             if self.prices is not None:
-                tasks.create_task(self.prices.keep())
+                tasks.create_task(self.prices.keep(self._contain))
             tasks.create_task(self._look_round())
 
     async def _look_round(self) -> None:
+        # What else takes descriptors shows here.
+        looks: list[Callable[[], object]] = [self._settle, self.descriptors.has_room]
+        if self._usage_log is not None:
+            looks.append(self._usage_log.look_after)
         while True:
             await asyncio.sleep(_WATCH_S)
-            self._settle()
-            self.descriptors.has_room()  # what else takes them shows here
             self._upstream_version.due = True
-            if self._usage_log is not None:
-                self._usage_log.look_after()
-            if self._teams is not None and await asyncio.to_thread(self._teams.changed):
-                await self._reload_teams(self._teams)
+            # Each for itself: what fails in one must not end the others.
+            for look in looks:
+                try:
+                    look()
+                except Exception as exc:
+                    self._contain(exc)
+            if self._teams is not None:
+                await self._look_at_teams(self._teams)
 
     def _settle(self) -> None:
         """Take what stays for good, modules and series, out of the garbage collector's rounds.
@@ -338,7 +344,7 @@ class Sidecar:
             self._lookups = Lookups(
                 self._litellm,
                 count,
-                lambda exc: self.ledger.contain("account", exc),
+                self._contain,
                 time.monotonic,
                 ttl_s=settings.identity_ttl_s,
             )
@@ -357,15 +363,22 @@ class Sidecar:
         self.metrics.team_file_reloads.child("success").add(1)
         self.metrics.team_file_success.child().value = time.time()
 
-    async def _reload_teams(self, teams: TeamFile) -> None:
+    async def _look_at_teams(self, teams: TeamFile) -> None:
+        """Read the team file again if it has changed."""
         try:
-            keys = await asyncio.to_thread(teams.load)
+            if await asyncio.to_thread(teams.changed):
+                keys = await asyncio.to_thread(teams.load)
+                self._teams_read()
+                logger.info("team_file_read", extra={"keys": keys})
         except ConfigError as error:
             self.metrics.team_file_reloads.child("failure").add(1)
             logger.error("team_file_failed", extra={"faults": error.faults, "kept": "the old map"})
-        else:
-            self._teams_read()
-            logger.info("team_file_read", extra={"keys": keys})
+        except Exception as exc:
+            self.metrics.team_file_reloads.child("failure").add(1)
+            self._contain(exc)
+
+    def _contain(self, exc: Exception) -> None:
+        self.ledger.contain("account", exc)
 
 
 def _access(settings: Settings) -> Access:

@@ -212,6 +212,8 @@ class RefusalReason(_LabelValue):
     SLOW_READER = "slow_reader"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     TOO_MANY_REQUESTS = "too_many_requests"
+    DRAINING = "draining"
+    """It was under way, without an answer, when the time to drain was over."""
 
 
 class LogFault(_LabelValue):
@@ -254,9 +256,13 @@ class Usage(NamedTuple):
     @property
     def cache_reported(self) -> bool:
         """Whether any cache field was said: zero is an answer, absence is none."""
+        return self.cache_read_input_tokens is not None or self.writes_reported
+
+    @property
+    def writes_reported(self) -> bool:
+        """Whether anything was said of what was written."""
         return not (
-            self.cache_read_input_tokens is None
-            and self.cache_creation_input_tokens is None
+            self.cache_creation_input_tokens is None
             and self.ephemeral_5m_input_tokens is None
             and self.ephemeral_1h_input_tokens is None
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sidecar.account.identity import TeamFile
 from sidecar.app import Sidecar
 from sidecar.lifecycle import _server
 from sidecar.proxy.edge import Edge, Limits, Listener
@@ -125,6 +126,37 @@ async def test_stream_that_does_not_end_is_cut(tmp_path: Path, twice: bool) -> N
     assert drained["cut"] == 1
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["in time", "at a second signal"])
+async def test_request_without_an_answer_is_told(twice: bool, tmp_path: Path) -> None:
+    """Whom LiteLLM has not answered when the time is over gets 503, and it is counted as that, not
+    as a client that left."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with upstream(serve) as up:
+        lines = tmp_path / "usage.jsonl"
+        environment = {
+            "SIDECAR_UPSTREAM": up.url,
+            "SIDECAR_USAGE_LOG": str(lines),
+            "SIDECAR_DRAIN_TIMEOUT_S": "60" if twice else "0.2",
+        }
+        with sidecar_process(tmp_path, environment) as side:
+            asking = asyncio.create_task(ask(("127.0.0.1", side.port), POST))
+            await until(lambda: up.received)
+            side.process.send(signal.SIGTERM)
+            if twice:
+                await until(lambda: any(line["event"] == "draining" for line in log_of(tmp_path)))
+                side.process.send(signal.SIGTERM)
+            answer = await asking
+            assert await asyncio.to_thread(side.process.exit_code, timeout_s=10) == 0
+    assert (answer.status, answer.complete) == (503, True)
+    assert answer.header(b"x-sidecar-error") == b"draining"
+    assert json.loads(answer.body)["error"]["type"] == "overloaded_error"
+    line = json.loads(lines.read_text())
+    assert (line["http_status"], line["status"], line["end"]) == (503, "error", "complete")
+
+
 async def test_connection_that_waits_to_be_accepted_is_served() -> None:
     """Its client takes itself for connected, and has sent its request, when the port closes."""
     listener = Listener(Limits(), lambda _: None)
@@ -191,11 +223,13 @@ def test_port_that_is_taken(tmp_path: Path, setting: str) -> None:
     [
         ({"SIDECAR_DRAIN_DELAY_S": "x", "SIDECAR_UPSTREAM": "y"}, "SIDECAR_DRAIN_DELAY_S='x'"),
         ({"SIDECAR_TEAM_FILE": "teams.json"}, "teams.json: must be one mapping"),
+        ({"SIDECAR_PRICE_FILE": "prices.yaml"}, "prices.yaml line 2: is neither JSON nor YAML"),
     ],
 )
 def test_broken_settings(tmp_path: Path, settings: dict[str, str], said: str) -> None:
     """Settings that cannot be used end the start with 2 and a sentence for each."""
     (tmp_path / "teams.json").write_text("[]")
+    (tmp_path / "prices.yaml").write_text('\n"\\UFFFFFFFF": {input: 3}\n')
     with sidecar_process(tmp_path, settings, wait=False) as side:
         assert side.process.exit_code(timeout_s=10) == 2
     assert said in (tmp_path / "sidecar.log").read_text()
@@ -225,6 +259,39 @@ async def test_team_file_is_read_again(tmp_path: Path) -> None:
         await until(lambda: side.value(reloads, result="failure") == 1)
         path.write_text('{"' + "0" * 64 + '": "red"}')
         await until(lambda: side.value(reloads, result="success") == 2)
+
+
+async def test_no_file_ends_what_is_done_from_time_to_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the parser cannot take is a failure like any other; so is a fault of ours, which is
+    counted beside it. Whatever fails, the other files are read again."""
+    teams, prices = tmp_path / "teams.yaml", tmp_path / "prices.yaml"
+    teams.write_text("{}")
+    prices.write_text("m: {input: 3}")
+    async with (
+        upstream(HEAD + STREAM) as up,
+        running(up.url, team_file=teams, price_file=prices) as side,
+    ):
+
+        def read(result: str) -> list[float | None]:
+            return [
+                side.value("litellm_sidecar_team_file_reloads_total", result=result),
+                side.value("litellm_sidecar_price_refreshes_total", source="file", result=result),
+            ]
+
+        for path in (teams, prices):
+            path.write_text('"\\UFFFFFFFF": {input: 3}')
+        await until(lambda: read("failure") == [1, 1])
+        monkeypatch.setattr(type(side.sidecar.descriptors), "has_room", lambda _: 1 / 0)
+        monkeypatch.setattr(TeamFile, "changed", lambda _: 1 / 0)
+        errors = "litellm_sidecar_internal_errors_total"
+        await until(lambda: (side.value(errors, room="account") or 0) >= 2)
+        prices.write_text("m: {input: 44}")
+        await until(lambda: read("success") == [1, 2])
+        monkeypatch.undo()
+        teams.write_text("{}  # mended")
+        await until(lambda: read("success") == [2, 2])
 
 
 async def test_metrics_in_both_formats() -> None:

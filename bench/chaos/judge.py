@@ -182,6 +182,8 @@ def _truths(plan: Plan, attempt: Attempt) -> tuple[set[Truth], bool]:
         truths |= {_relayed(plan, reading) for reading in readings}
     if not attempt.status_code:
         truths.add(Truth(499, NOTHING))
+        if attempt.disturbed:
+            truths.add(Truth(503, Reading("error")))  # the sidecar was stopped
         if attempt.ending not in ("keep", "hold"):
             truths.add(Truth(502, Reading("error")))
     return truths, not attempt.seen and not attempt.status_code

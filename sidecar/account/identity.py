@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
-import yaml
-
-from sidecar.account.watched import WatchedFile
+from sidecar.account.watched import WatchedFile, parsed
 from sidecar.errors import ConfigError
 from sidecar.exchange import RawHeaders, Route, first_values, header
 
@@ -211,14 +209,7 @@ def _decoded(text: str, path: Path) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    try:
-        # This loader leaves every scalar a string: a hash of digits, or a team called `no`,
-        # stays what it is.
-        return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
-    except (yaml.YAMLError, RecursionError) as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError([f"{path}:{where} is neither JSON nor YAML"]) from None
+    return parsed(text, path, lambda loader: loader.get_single_data())
 
 
 def _checked(decoded: object, path: Path) -> Mapping[str, str]:

@@ -59,8 +59,8 @@ class Metrics:
         self.responses = store.counter(
             f"{PREFIX}responses",
             "2xx answers on observed routes by what the prompt cache did: hit, write, "
-            "not_cached (asked for, nothing read or written), not_asked, unreported (no cache "
-            "field in the answer), unknown (the request could not be read).",
+            "not_cached (asked for or automatic, nothing read or written), not_asked, unreported "
+            "(no cache field in the answer), unknown (the request could not be read).",
             (*labels, "outcome"),
         )
         self.costs: Costs | None = Costs(store, labels) if costs else None
@@ -217,6 +217,7 @@ class Costs:
         )
         self.refreshed_at = store.gauge(
             f"{PREFIX}price_source_last_success_timestamp_seconds",
-            "When a source of prices was last read, in Unix time.",
+            "When a source of prices was last read, or the sidecar started if it never was, in "
+            "Unix time.",
             ("source",),
         )

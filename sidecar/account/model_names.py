@@ -10,19 +10,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-__all__ = ["general_names", "plain_name", "same_price_names"]
+__all__ = ["general_names", "plain_name", "provider_in", "same_price_names"]
 
 _PROVIDERS = ("anthropic", "azure_ai", "bedrock", "bedrock_converse", "vertex_ai")
 _DATE = re.compile(r"[-@](?:20\d{6}|20\d\d-\d\d-\d\d|latest|default)$")
 _COMPACT_DATE = re.compile(r"-(20\d{6})$")
 _REGION = re.compile(r"^(?:[a-z]{2,8}(?:-gov)?\.)(?=anthropic\.)")
 _VERSION = re.compile(r"-v\d+(?::\d+)?$")
+_BEDROCK_ID = re.compile(r"(?:[a-z]{2,8}(?:-gov)?\.)?anthropic\.")
+_WAY = re.compile(r"(?:converse|converse_like|invoke)/|([a-z]{2,3}(?:-[a-z]+)+-\d+)/")
+"""What LiteLLM takes before an id of Bedrock's: a route, and an AWS region to call."""
+
+
+def provider_in(name: str) -> str:
+    """Tell the provider from a model's name, as LiteLLM calls it; empty if it does not say."""
+    if name.startswith("arn:") or _BEDROCK_ID.match(name):
+        return "bedrock"
+    head, slash, _ = name.partition("/")
+    return head if slash else ""
 
 
 def same_price_names(name: str, provider: str) -> Iterator[str]:
     """Spell a model in the ways of LiteLLM's cost map that leave its price as it is.
 
-    A region is never dropped: `us.anthropic.…` is dearer than `global.anthropic.…`.
+    The region of an id is never dropped: `us.anthropic.…` is dearer than `global.anthropic.…`.
+    One that is called (`bedrock/eu-west-1/…`) is, behind the entry that it may have for itself.
 
     Args:
         provider: as LiteLLM calls it; empty if it is not known.
@@ -36,6 +48,10 @@ def same_price_names(name: str, provider: str) -> Iterator[str]:
             bare = name
     else:
         bare = name
+    region = ""
+    if provider.startswith("bedrock") or "anthropic." in bare:
+        while way := _WAY.match(bare):
+            region, bare = way[1] or region, bare[way.end() :]
     if bare.startswith("arn:"):
         kind, _, bare = bare.rpartition("/")
         if not kind.endswith((":foundation-model", ":inference-profile")):
@@ -43,7 +59,8 @@ def same_price_names(name: str, provider: str) -> Iterator[str]:
         provider = "bedrock"
     undated = _DATE.sub("", bare)
     if provider.startswith("bedrock") or "anthropic." in bare:
-        bare = bare.removeprefix("converse/").removeprefix("invoke/")
+        if region:
+            yield f"bedrock/{region}/{bare}"
         for each in (bare, bare.removeprefix("global.")):
             yield each
             yield f"{each}:0"

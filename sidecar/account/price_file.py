@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from sidecar.account.rates import STANDARD, RateClass, RateKey, SourceCard
-from sidecar.account.watched import WatchedFile
+from sidecar.account.watched import WatchedFile, parsed
 from sidecar.errors import ConfigError
 
 __all__ = ["PriceFile"]
@@ -45,6 +45,7 @@ _RATES: dict[str, tuple[RateClass, Decimal]] = {
 }
 _NUMBER = re.compile(r"\d{1,7}(\.\d{1,12})?(e-?\d{1,2})?", re.IGNORECASE)
 _MAX_PRICE = Decimal(1_000_000)
+_MAX_FACTOR = 100
 _MAX_FAULTS = 20
 """Faults that are named."""
 
@@ -76,15 +77,9 @@ class _Reading:
         self._faults: list[str] = []
 
     def cards(self, text: str) -> dict[str, SourceCard]:
-        try:
-            # JSON is YAML but for its tabs, which are white space to one and a fault to the other.
-            plain = text.replace("\t", " ") if text.lstrip().startswith("{") else text
-            top = yaml.compose(plain, Loader=yaml.BaseLoader)
-        except yaml.MarkedYAMLError as exc:
-            line = exc.problem_mark.line + 1 if exc.problem_mark is not None else 1
-            raise ConfigError([f"{self._path} line {line}: is neither JSON nor YAML"]) from None
-        except (yaml.YAMLError, RecursionError):
-            raise ConfigError([f"{self._path}: is neither JSON nor YAML"]) from None
+        # JSON is YAML but for its tabs, which are white space to one and a fault to the other.
+        plain = text.replace("\t", " ") if text.lstrip().startswith("{") else text
+        top = parsed(plain, self._path, lambda loader: loader.get_single_node())
         if not isinstance(top, yaml.MappingNode):
             raise ConfigError([f"{self._path}: must be one mapping from models to prices"])
         cards = {name.lower(): self._card(name, value) for name, value in self._items(top)}
@@ -103,13 +98,17 @@ class _Reading:
         for key, value in self._items(node):
             if key == "tiers":
                 for tier, prices in self._items(value):
+                    if tier.lower() in ("default", STANDARD):
+                        self._fault(
+                            prices, f"{tier!r} is no tier of its own: its prices stand above"
+                        )
                     for inner, price in self._items(prices):
-                        self._price(rates, tier, inner, price)
+                        self._price(rates, tier.lower(), inner, price)
             elif key == "geo":
                 for region, factor in self._items(value):
-                    geo[region.lower()] = self._number(factor)
+                    geo[region.lower()] = self._factor(factor)
             elif key == "regional":
-                regional = self._number(value)
+                regional = self._factor(value)
             else:
                 self._price(rates, STANDARD, key, value)
         if not rates and regional is None and len(self._faults) == faults:
@@ -139,11 +138,19 @@ class _Reading:
         rates[RateKey(what, tier, above)] = self._number(node) / unit
 
     def _number(self, node: yaml.Node) -> Decimal:
-        text = node.value if isinstance(node, yaml.ScalarNode) else ""
-        if _NUMBER.fullmatch(text) and (number := Decimal(text)) <= _MAX_PRICE:
+        number = _decimal(node)
+        if number is not None and number <= _MAX_PRICE:
             return number
-        self._fault(node, f"{text[:40]!r} is not a price: 0 or more, in USD, as in 3.75")
+        self._fault(node, f"{_text(node)[:40]!r} is not a price: 0 or more, in USD, as in 3.75")
         return Decimal(0)
+
+    def _factor(self, node: yaml.Node) -> Decimal:
+        number = _decimal(node)
+        if number is not None and 0 < number <= _MAX_FACTOR:
+            return number
+        said = f"{_text(node)[:40]!r} is not a factor"
+        self._fault(node, f"{said}: more than 0 and {_MAX_FACTOR} at most, as in 1.1")
+        return Decimal(1)
 
     def _items(self, node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
         """Go through a mapping; a key that is there twice is a fault."""
@@ -163,3 +170,12 @@ class _Reading:
 
     def _fault(self, node: yaml.Node, what: str) -> None:
         self._faults.append(f"{self._path} line {node.start_mark.line + 1}: {what}")
+
+
+def _text(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else ""
+
+
+def _decimal(node: yaml.Node) -> Decimal | None:
+    text = _text(node)
+    return Decimal(text) if _NUMBER.fullmatch(text) else None

@@ -26,6 +26,9 @@ logger = logging.getLogger("sidecar.account")
 _LOOK_S = 1.0
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
+_AT_START_S = 10.0
+"""Longest wait for what has never been read: LiteLLM can start after the sidecar, and what is
+answered until its prices are there has none."""
 _SOON_S = 60.0
 """How soon a deployment that is not known yet may have LiteLLM asked again."""
 _CALENDAR_S = 3600.0
@@ -82,14 +85,21 @@ class PriceKeeper:
         for source in (*(["file"] if self._file else ()), *(feed.source for feed in self._feeds)):
             for result in ("success", "failure"):
                 costs.refreshes.child(source, result)
+        for feed in self._feeds:
+            # Of what is never read, an alert on old prices has to hear, too.
+            costs.refreshed_at.child(feed.source).value = feed.read_at
         if self._file is not None:
             self._succeeded("file")
 
-    async def keep(self) -> None:
-        """Keep prices fresh, until cancelled."""
+    async def keep(self, contain: Callable[[Exception], None]) -> None:
+        """Keep prices fresh, until cancelled.
+
+        Args:
+            contain: takes the faults that must not end it.
+        """
         async with asyncio.TaskGroup() as tasks:
             if self._file is not None:
-                tasks.create_task(self._watch(self._file))
+                tasks.create_task(self._watch(self._file, contain))
             for feed in self._feeds:
                 tasks.create_task(self._ask(feed))
             if self._package:
@@ -109,21 +119,23 @@ class PriceKeeper:
         if self._package:
             yield f"package: genai-prices {VERSION}"
 
-    async def _watch(self, file: PriceFile) -> None:
+    async def _watch(self, file: PriceFile, contain: Callable[[Exception], None]) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            if await asyncio.to_thread(file.changed):
-                try:
+            try:
+                if await asyncio.to_thread(file.changed):
                     models = await asyncio.to_thread(file.load)
-                except ConfigError as error:
-                    self._costs.refreshes.child("file", "failure").value += 1
-                    logger.error(
-                        "price_file_failed",
-                        extra={"faults": error.faults, "kept": "the old prices"},
-                    )
-                else:
                     self._succeeded("file")
                     logger.info("price_file_read", extra={"models": models})
+            except ConfigError as error:
+                self._costs.refreshes.child("file", "failure").value += 1
+                logger.error(
+                    "price_file_failed",
+                    extra={"faults": error.faults, "kept": "the old prices"},
+                )
+            except Exception as exc:
+                self._costs.refreshes.child("file", "failure").value += 1
+                contain(exc)
 
     async def _follow_the_calendar(self) -> None:
         """Have the package asked anew: some of its prices hold from a day on."""
@@ -140,7 +152,8 @@ class PriceKeeper:
                 await self._pause(feed)
             else:
                 await asyncio.sleep(min(retry_s, self._refresh_s))
-                retry_s = min(2 * retry_s, _LAST_RETRY_S)
+                longest = _LAST_RETRY_S if feed.told or feed.refused else _AT_START_S
+                retry_s = min(2 * retry_s, longest)
 
     async def _pause(self, feed: _Feed) -> None:
         """Wait for the next time; not as long where a deployment answers that is not known."""
@@ -156,6 +169,7 @@ class PriceKeeper:
         try:
             found = await feed.ask()
         except (AskError, ValueError) as error:
+            feed.refused = isinstance(error, AskError) and error.result == "refused"
             self._failed(feed, str(error))
             return False
         except Exception as exc:
@@ -177,8 +191,8 @@ class PriceKeeper:
         return len(cost_map)
 
     async def _ask_info(self) -> int:
-        self.pricing.deployments = found = deployments_in(await self._get("/v1/model/info"))
-        self.pricing.missed_deployment = False
+        found = deployments_in(await self._get("/v1/model/info"))
+        self.pricing.take_deployments(found)
         return len(found)
 
     async def _get(self, path: str) -> bytes:
@@ -219,4 +233,7 @@ class _Feed:
         """When it last answered, or the sidecar began, in Unix time."""
         self.stale = False
         self.told = False
+        """Whether it was ever read, and the log says so."""
+        self.refused = False
+        """Whether LiteLLM did not take the key, the last time."""
         self.state = "not asked yet"

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.account.model_names import same_price_names
+from sidecar.account.model_names import provider_in, same_price_names
 from sidecar.account.rates import STANDARD, RateClass, RateKey, SourceCard
 
 __all__ = ["CostMap", "Deployment", "Deployments", "deployments_in", "litellm_card"]
@@ -151,8 +151,8 @@ def _deployment(alias: str, model: str, params: dict[str, Any], info: dict[str, 
     def said(value: object) -> str:
         return value if isinstance(value, str) else ""
 
-    provider, slash, _ = model.partition("/")
-    if not slash:
+    provider = provider_in(model)
+    if not provider:
         # `vertex_ai-anthropic_models` and the like
         provider = said(info.get("litellm_provider")).partition("-")[0]
     model = said(info.get("base_model")) or said(params.get("base_model")) or model

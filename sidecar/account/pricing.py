@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import NamedTuple
 
-from sidecar.account.model_names import general_names
+from sidecar.account.model_names import general_names, provider_in
 from sidecar.account.price_file import PriceFile
 from sidecar.account.price_litellm import CostMap, Deployment, Deployments
 from sidecar.account.price_package import package_card
@@ -32,7 +33,7 @@ from sidecar.account.rates import (
     Unpriced,
     cost_of,
 )
-from sidecar.exchange import NO_TERMS, Exchange, Observation, RawHeaders, RequestFacts
+from sidecar.exchange import NO_TERMS, Exchange, Observation, RequestFacts, first_values
 
 __all__ = ["Asked", "Card", "Pricing", "asked_of"]
 
@@ -40,7 +41,9 @@ logger = logging.getLogger("sidecar.account")
 
 _MAX_CARDS = 4096
 _MAX_TOLD = 1000
-"""Models without a price that are told of in the log, each once; and deployments sought."""
+"""Models without a price that are told of in the log, each once; and deployments missed."""
+_MAX_TRIES = 10
+"""How often LiteLLM is asked out of turn for a deployment: its replicas learn of one in turn."""
 _MODEL_ID = b"x-litellm-model-id"
 _MODEL_NAME = b"x-litellm-model-name"
 _KINDS = {"msg_bdrk_": "bedrock", "msg_vrtx_": "vertex_ai"}
@@ -48,6 +51,14 @@ _OPENAI_MODEL = re.compile(r"(?:gpt-|chatgpt-|o\d)")
 _STANDARD_TIERS = (None, "standard", "default")
 """Bedrock calls its standard tier `default`."""
 _NO_GEOS = (None, "global", "not_available")
+_HINT = "give its price in SIDECAR_PRICE_FILE, or set SIDECAR_LITELLM_KEY"
+_HINTS = {
+    Unpriced.UNKNOWN_TIER: "give its prices under tiers in SIDECAR_PRICE_FILE",
+    Unpriced.UNKNOWN_TTL: "from now on requests are searched for it; not known where they do not "
+    "ask for caching themselves, or ask for an hour somewhere",
+    Unpriced.UNKNOWN_REGION: "give its prices, and geo, in SIDECAR_PRICE_FILE; on Vertex AI set "
+    "SIDECAR_LITELLM_KEY and the deployment's vertex_location",
+}
 _RATE_CLASSES = tuple(RateClass)
 
 
@@ -93,15 +104,32 @@ class Pricing:
         self.file = file
         self.cost_map: CostMap | None = None
         self.deployments = Deployments()
-        self.missed_deployment = False
-        """Whether a deployment has answered that is not among them."""
         self.ttls_wanted = False
         """Whether a response could not be priced for want of what its request asked for."""
         self._package = package
         self._clock = clock
         self._cards: dict[Asked, Card | Unpriced] = {}
-        self._sought = {""}
+        self._missed: set[str] = set()
+        """Deployments that have answered since LiteLLM was asked, and are not among them."""
+        self._missed_often: Counter[str] = Counter()
         self._told: set[tuple[str, Unpriced]] = set()
+
+    @property
+    def missed_deployment(self) -> bool:
+        """Whether a deployment has answered that LiteLLM is to be asked for."""
+        return bool(self._missed)
+
+    def take_deployments(self, deployments: Deployments) -> None:
+        """Take what LiteLLM says of its deployments.
+
+        It can have been too early for one that was missed; that is asked for again, some times.
+        """
+        self.deployments = deployments
+        self._missed_often.update(self._missed)
+        for model_id in [each for each in self._missed_often if each in deployments]:
+            del self._missed_often[model_id]
+        self._missed.clear()
+        self.changed()
 
     def changed(self) -> None:
         """Forget the cards, because a source has changed, or the day."""
@@ -149,10 +177,8 @@ class Pricing:
     def card(self, asked: Asked) -> Card | Unpriced:
         """Put the card of a model together from all sources."""
         deployment = self.deployments.find(asked.model_id, asked.requested)
-        new = asked.model_id not in self.deployments and asked.model_id not in self._sought
-        if new and len(self._sought) < _MAX_TOLD:
-            self._sought.add(asked.model_id)
-            self.missed_deployment = True
+        if asked.model_id and asked.model_id not in self.deployments:
+            self._miss(asked.model_id)
         names = list(_names(asked, deployment))
         location = None
         if any(provider == "vertex_ai" for _, provider in names):
@@ -160,17 +186,24 @@ class Pricing:
         found = list(self._source_cards(asked, deployment, names, location))
         if not any(card.rates for _, card in found):
             return Unpriced.UNKNOWN_MODEL
-        factor = _factor(found, asked.geo, location)
+        # What these serve from is in the id of the model, or in the location.
+        placed = any(provider.startswith(("bedrock", "vertex_ai")) for _, provider in names)
+        factor = _factor(found, asked.geo, location, placed=placed)
         if factor is None:
-            return Unpriced.UNKNOWN_REGION
+            # The operator's prices depend on nothing else.
+            factor, found = Decimal(1), [each for each in found if each[0] == "file"]
+            if not any(card.rates for _, card in found):
+                return Unpriced.UNKNOWN_REGION
         sizes = {size for _, card in found for size in card.thresholds}
         brackets = []
         origins: dict[RateClass, str] = {}
         for size in [*sorted(sizes, reverse=True), 0]:
             rates: list[int | None] = []
+            knowing = list(_knowing(found, size))
             for what in _RATE_CLASSES:
                 atto = None
-                for source, card in found:
+                # A search costs the same whatever the prompt.
+                for source, card in found if what is RateClass.SERVER_TOOL else knowing:
                     rate = card.rate(what, asked.tier, size)
                     if rate is not None:
                         if what is not RateClass.SERVER_TOOL:
@@ -186,6 +219,11 @@ class Pricing:
             return Unpriced.UNKNOWN_TIER
         return Card(tuple(brackets), origins)
 
+    def _miss(self, model_id: str) -> None:
+        known = len(self._missed) + len(self._missed_often)
+        if self._missed_often[model_id] < _MAX_TRIES and known < _MAX_TOLD:
+            self._missed.add(model_id)
+
     def _source_cards(
         self,
         asked: Asked,
@@ -195,12 +233,14 @@ class Pricing:
     ) -> Iterator[tuple[str, SourceCard]]:
         """Name each source that knows the model, in their order, with what it says."""
         uplift_known = False
-        if self.file is not None:
+        # Once: a thread that has read the file puts others in their place.
+        cards = self.file.cards if self.file is not None else {}
+        if cards:
             own = [asked.model_id, asked.requested, *(name for name, _ in names)]
             for name in (spelling for each in own for spelling in general_names(each)):
-                if name in self.file.cards:
-                    uplift_known = self.file.cards[name].regional_factor is not None
-                    yield "file", self.file.cards[name]
+                if name in cards:
+                    uplift_known = cards[name].regional_factor is not None
+                    yield "file", cards[name]
                     break
         if deployment is not None:
             card = self._deployment_card(deployment)
@@ -248,7 +288,7 @@ class Pricing:
                     "response_model": asked.response_model,
                     "model_id": asked.model_id,
                     "tier": asked.tier,
-                    "hint": "give its price in SIDECAR_PRICE_FILE, or set SIDECAR_LITELLM_KEY",
+                    "hint": _HINTS.get(reason, _HINT),
                 },
             )
 
@@ -256,7 +296,7 @@ class Pricing:
 def asked_of(exchange: Exchange, observation: Observation) -> Asked:
     """Gather what is known of the model that answered: from the names and terms of the answer,
     and the headers `x-litellm-model-id` and `x-litellm-model-name`."""
-    model_id, model_name = _litellm_names(exchange.response_headers)
+    headers = first_values(exchange.response_headers)
     message_id = observation.message_id
     kind = _KINDS.get(message_id[:9], "") if message_id is not None else ""
     if not kind and _OPENAI_MODEL.match(observation.response_model or exchange.facts.model or ""):
@@ -274,22 +314,12 @@ def asked_of(exchange: Exchange, observation: Observation) -> Asked:
     return Asked(
         exchange.facts.model or "",
         observation.response_model or "",
-        model_id,
-        model_name,
+        headers.get(_MODEL_ID, b"").decode("latin-1"),
+        headers.get(_MODEL_NAME, b"").decode("latin-1"),
         kind,
         tier,
         geo,
     )
-
-
-def _litellm_names(headers: RawHeaders) -> tuple[str, str]:
-    model_id = model_name = ""
-    for key, value in headers:
-        if key == _MODEL_ID:
-            model_id = value.decode("latin-1")
-        elif key == _MODEL_NAME:
-            model_name = value.decode("latin-1")
-    return model_id, model_name
 
 
 def _names(asked: Asked, deployment: Deployment | None) -> Iterator[tuple[str, str]]:
@@ -301,23 +331,49 @@ def _names(asked: Asked, deployment: Deployment | None) -> Iterator[tuple[str, s
         yield deployment.model, deployment.provider
         return
     for name in dict.fromkeys((asked.model_name, asked.response_model, asked.requested)):
-        provider = name.partition("/")[0] if "/" in name else asked.kind
+        provider = provider_in(name) or asked.kind
         # Which of Bedrock's ids it was decides the price, and no other name tells.
         if name and (asked.kind != "bedrock" or "anthropic." in name):
             yield name, provider
 
 
-def _factor(found: list[tuple[str, SourceCard]], geo: str, location: str | None) -> Decimal | None:
+def _knowing(found: list[tuple[str, SourceCard]], size: int) -> Iterator[tuple[str, SourceCard]]:
+    """Pick the sources whose rates go together for prompts of just more than `size` tokens.
+
+    Left out is one without long-context rates, where one before it has some; and the package,
+    where its ordinary input has another price than at LiteLLM: it speaks of another card then,
+    such as that of a region.
+    """
+    long = False
+    base: Decimal | None = None
+    for source, card in found:
+        reached = card.reached(size) > 0
+        own = card.rate(RateClass.UNCACHED, STANDARD, size)
+        if (long and not reached) or (source == "package" and base is not None and own != base):
+            continue
+        yield source, card
+        long = long or reached
+        if source != "file" and base is None:
+            base = own
+
+
+def _factor(
+    found: list[tuple[str, SourceCard]], geo: str, location: str | None, *, placed: bool
+) -> Decimal | None:
     """Find the regional uplift on the rates that are not the operator's own.
 
     Args:
         location: of Vertex AI, empty if it is not known; None for another provider.
+        placed: whether the rates are those of a place already.
 
     Returns:
-        A factor; None where it depends on a location that is not known.
+        A factor; None where it depends on a location that is not known, or the answer says a
+        place and no source names its factor: who says a place takes more for it.
     """
     cards = [card for source, card in found if source != "file"]
     factor = next((card.geo[geo] for card in cards if geo in card.geo), Decimal(1))
+    if geo and not placed and not any(geo in card.geo for card in cards):
+        return None
     if location is not None and location != "global":
         factors = [card.regional_factor for _, card in found]
         regional = next((each for each in factors if each is not None), Decimal(1))

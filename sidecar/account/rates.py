@@ -112,8 +112,11 @@ class SourceCard:
         if what is RateClass.SERVER_TOOL:
             # A search costs the same whatever the prompt, and no source prices it by tier.
             return self.rates.get(RateKey(what))
-        reached = max((size for size in self.thresholds if size <= above), default=0)
-        return self.rates.get(RateKey(what, tier, reached))
+        return self.rates.get(RateKey(what, tier, self.reached(above)))
+
+    def reached(self, above: int) -> int:
+        """Find the threshold whose rates hold for prompts of just more than `above` tokens."""
+        return max((size for size in self.thresholds if size <= above), default=0)
 
 
 class Rates(NamedTuple):

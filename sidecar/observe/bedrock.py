@@ -167,7 +167,7 @@ class InvokeStream:
         """Take the next message."""
         del self._faults[1:]  # the first is told; a stream may have any number
         if message.headers.get(b":message-type") != b"event":
-            self._anthropic.take_event(Event(b"error", message.payload))
+            self._anthropic.take_event(Event(b"error", message.payload or b"{}"))
             return
         try:
             event = _read_chunk(message.payload).event

@@ -15,6 +15,7 @@ messages; the work is linear; at most `MAX_MESSAGE_BYTES` and one chunk are held
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
@@ -30,6 +31,7 @@ _PRELUDE = Struct("!III")
 _CRC = Struct("!I")
 _LEAST_BYTES = _PRELUDE.size + _CRC.size
 _STRING = 7
+_SHORT_HEADERS_BYTES = 256
 # Sizes of the other types' values; None for those that say it themselves.
 _SIZES: Mapping[int, int | None] = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 6: None, 8: 8, 9: 16}
 
@@ -65,11 +67,13 @@ class MessageReader:
             skipped = min(self._skip, len(chunk))
             self._skip -= skipped
             chunk = chunk[skipped:]
-        self._pending += chunk
-        if len(self._pending) < self._needed:
-            return []
-        data = bytes(self._pending)
-        self._pending.clear()
+        data = chunk
+        if self._pending or len(chunk) < self._needed:
+            self._pending += chunk
+            if len(self._pending) < self._needed:
+                return []
+            data = bytes(self._pending)
+            self._pending.clear()
         found: list[Message] = []
         rest = self._take(data, found)
         if not self.fault:
@@ -105,12 +109,23 @@ class MessageReader:
                 return at
             payload_at = at + _PRELUDE.size + headers_length
             try:
-                headers = dict(_headers(data[at + _PRELUDE.size : payload_at]))
+                headers = _headers_of(data[at + _PRELUDE.size : payload_at])
             except (IndexError, KeyError, ValueError):
                 self.fault = "a message's headers cannot be read"
                 return at
             found.append(Message(headers, data[payload_at:body_end]))
             at = end
+
+
+def _headers_of(block: bytes) -> Mapping[bytes, bytes]:
+    """Read a message's headers. Raises what `_headers` raises."""
+    return _same_headers(block) if len(block) <= _SHORT_HEADERS_BYTES else dict(_headers(block))
+
+
+@lru_cache(maxsize=64)
+def _same_headers(block: bytes) -> Mapping[bytes, bytes]:
+    # Of all messages of a kind they are the same.
+    return dict(_headers(block))
 
 
 def _headers(block: bytes) -> Iterator[tuple[bytes, bytes]]:

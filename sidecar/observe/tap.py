@@ -299,4 +299,6 @@ def outcome_of(observation: Observation, facts: RequestFacts) -> Outcome:
         return Outcome.UNREPORTED
     if facts.caching_asked is None:
         return Outcome.UNKNOWN
-    return Outcome.NOT_CACHED if facts.caching_asked else Outcome.NOT_ASKED
+    # Who reports reads alone, as OpenAI does, caches without being asked.
+    asked = facts.caching_asked or not usage.writes_reported
+    return Outcome.NOT_CACHED if asked else Outcome.NOT_ASKED

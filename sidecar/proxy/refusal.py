@@ -120,6 +120,11 @@ REFUSALS = {
         (408, RefusalReason.SLOW_BODY, "The request's body stopped coming."),
         (503, RefusalReason.TOO_MANY_CONNECTIONS, "The sidecar has too many connections."),
         (503, RefusalReason.TOO_MANY_REQUESTS, "The sidecar has too many requests under way."),
+        (
+            503,
+            RefusalReason.DRAINING,
+            "The sidecar stops, and could not wait for LiteLLM's answer.",
+        ),
         (413, RefusalReason.REQUEST_TOO_LARGE, "The request is larger than the sidecar's limit."),
     )
 }

@@ -169,6 +169,7 @@ class _Exchange:
             await self._upstream_failed(error)
         except asyncio.CancelledError:
             if not self._client_left or self._task is None or self._task.uncancel() > 0:
+                self._turn_away()
                 raise  # the server is shutting down
             end = End.CLIENT_LEFT
         except Exception as exc:
@@ -461,16 +462,25 @@ class _Exchange:
         """
         if self._head_sent:
             return
+        if self._client.behind:
+            await self._client.drain()
+        self._answer(refusal)
+
+    def _turn_away(self) -> None:
+        """Say why there is no answer, if there is none yet; waiting is over."""
+        if not (self._head_sent or self._client_left or self._client.behind):
+            self._relay.accounts.refuse(RefusalReason.DRAINING)
+            self._answer(REFUSALS[RefusalReason.DRAINING])
+
+    def _answer(self, refusal: Refusal) -> None:
         self._head_sent = True
         self._status_code = refusal.status_code
         self._tap = None
         body = refusal.body(self._info.errors)
         headers = refusal.headers(body)
         self._account(End.COMPLETE)
-        await self._send(
-            {"type": "http.response.start", "status": refusal.status_code, "headers": headers}
-        )
-        await self._send(_body(body, more=False))
+        self._client.begin(refusal.status_code, headers)
+        self._client.write(b"" if self._method == "HEAD" else body, True)
 
     def _account(self, end: End, *, since: float | None = None) -> None:
         """Hand the exchange to the accounts, once."""

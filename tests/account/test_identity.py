@@ -138,6 +138,9 @@ def test_json_is_read_as_json(tmp_path: Path) -> None:
         pytest.param("sk-secret-1: red", "entry 1 is not named by a sha256", id="a key itself"),
         pytest.param(f"{A}: [x]", "entry 1", id="a list for an alias"),
         pytest.param("\x00", "neither JSON nor YAML", id="binary"),
+        pytest.param(f'\n{A}: "\\UFFFFFFFF"', " line 2: ", id="beyond the integers of C"),
+        pytest.param(f'\n{A}: "\\U00110000"', " line 2: ", id="beyond the characters"),
+        pytest.param("%YAML 1." + "1" * 5000 + "\n--- a", " line 1: ", id="endless version"),
         pytest.param("[" * 100_000, "neither JSON nor YAML", id="deep"),
         pytest.param(f'{{"{A}": 5}}', "has no string for its alias", id="a number in JSON"),
         pytest.param(" " * (16 * 1024 * 1024 + 1), "is larger than", id="huge"),
@@ -209,6 +212,11 @@ def test_broken_file_keeps_the_old_map(tmp_path: Path) -> None:
     path.unlink()
     assert teams.changed()
     with pytest.raises(ConfigError):
+        teams.load()
+    assert not teams.changed()
+    path.write_bytes(b"\xff\xfe")
+    assert teams.changed()
+    with pytest.raises(ConfigError, match="not UTF-8"):
         teams.load()
     assert not teams.changed()
     path.write_text(json.dumps({A: "blue"}))

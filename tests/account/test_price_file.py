@@ -24,7 +24,7 @@ claude-sonnet-4-5:
   above:
     200000: {input: 6, output: 22.50}
   tiers:
-    batch:
+    Batch:
       input: 1.50
       above: {200000: {input: 3}}
   geo: {US: 1.1}
@@ -87,6 +87,16 @@ def test_json_is_read_too(tmp_path: Path) -> None:
         pytest.param("", ": must be one mapping from models to prices", id="empty"),
         pytest.param("- m\n", ": must be one mapping from models to prices", id="list"),
         pytest.param("a\x00b: 1", ": is neither JSON nor YAML", id="control"),
+        pytest.param(
+            '\n"\\UFFFFFFFF": {input: 3}',
+            " line 2: is neither JSON nor YAML",
+            id="beyond-the-integers-of-c",
+        ),
+        pytest.param(
+            '\n"\\U00110000": {input: 3}',
+            " line 2: is neither JSON nor YAML",
+            id="beyond-the-characters",
+        ),
         pytest.param("[" * 1500, ": is neither JSON nor YAML", id="deep"),
         pytest.param("m: 3\n", " line 1: a mapping is wanted here", id="no-mapping"),
         pytest.param(
@@ -133,6 +143,29 @@ def test_json_is_read_too(tmp_path: Path) -> None:
             " line 4: web_search_per_1k has one price, whatever the tier and the prompt",
             id="search-by-tier",
         ),
+        *(
+            pytest.param(
+                f"m:\n  input: 3\n  {line}\n",
+                f" line 3: '{factor}' is not a factor: more than 0 and 100 at most, as in 1.1",
+                id=line,
+            )
+            for line, factor in (
+                ("geo: {us: 0}", "0"),
+                ("geo: {us: 0.000}", "0.000"),
+                ("geo: {us: -1.1}", "-1.1"),
+                ("regional: 0", "0"),
+                ("regional: 110", "110"),
+                ("regional: [1]", ""),
+            )
+        ),
+        *(
+            pytest.param(
+                f"m:\n  input: 3\n  tiers:\n    {tier}: {{input: 1}}\n",
+                f" line 4: '{tier}' is no tier of its own: its prices stand above",
+                id=f"tier-{tier}",
+            )
+            for tier in ("standard", "Standard", "default")
+        ),
     ],
 )
 def test_a_fault_is_told_with_its_line(tmp_path: Path, text: str, fault: str) -> None:
@@ -161,6 +194,50 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_bytes(b" " * (16 * 1024 * 1024 + 1))
     with pytest.raises(ConfigError, match="is larger than 16777216 bytes"):
         PriceFile(path)
+
+
+def test_a_file_that_cannot_be_read_is_tried_once(tmp_path: Path) -> None:
+    """Again when it is another one, or can be read."""
+    prices = read(tmp_path, "m: {input: 3}\n")
+    prices.path.write_bytes(b"\xff\xfe")
+    assert prices.changed()
+    with pytest.raises(ConfigError):
+        prices.load()
+    assert not prices.changed()
+    prices.path.unlink()
+    prices.path.mkdir()  # what nobody can read, not even root
+    assert prices.changed()
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        prices.load()
+    assert not prices.changed()
+    prices.path.rmdir()
+    assert prices.changed()
+    with pytest.raises(ConfigError, match="No such file"):
+        prices.load()
+    assert not prices.changed()
+    prices.path.write_text("m: {input: 44}\n")
+    assert prices.changed()
+    assert prices.load() == 1
+
+
+def test_a_file_that_becomes_readable_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although it is the same: its mode has changed, or descriptors had run out."""
+    prices = read(tmp_path, "m: {input: 3}\n")
+    prices.path.write_text("m: {input: 44}\n")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(ConfigError, match="Permission denied"):
+            prices.load()
+        assert not prices.changed()
+    assert prices.changed()
+    assert prices.load() == 1
+    assert not prices.changed()
 
 
 def test_a_broken_edit_keeps_the_old_prices(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pytest_httpx import HTTPXMock
 from sidecar.account import price_keeper
 from sidecar.account.litellm import LiteLLM
 from sidecar.account.metrics import Metrics
+from sidecar.account.price_file import PriceFile
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.pricing import Asked, Card
 from sidecar.account.rates import ATTO, Cost, Unpriced
@@ -45,6 +46,7 @@ class Rig:
         refresh_s: float = 3600.0,
     ) -> None:
         self.now = NOW
+        self.contained: list[Exception] = []
         self.metrics = Metrics((), compat=(), costs=True, clock=lambda: 0.0)
         assert self.metrics.costs is not None
         self.costs = self.metrics.costs
@@ -68,7 +70,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.keeper.keep())
+        task = asyncio.create_task(self.keeper.keep(self.contained.append))
         try:
             yield
         finally:
@@ -79,7 +81,7 @@ class Rig:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_LOOK_S", "_FIRST_RETRY_S", "_LAST_RETRY_S", "_SOON_S"):
+    for name in ("_LOOK_S", "_FIRST_RETRY_S", "_AT_START_S", "_LAST_RETRY_S", "_SOON_S"):
         monkeypatch.setattr(price_keeper, name, 0.02)
 
 
@@ -201,6 +203,49 @@ async def test_an_endless_answer_is_not_taken(
     assert rig.refreshes("cost_map") == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("fails", "longest"), [("start", 10), ("refused", 300), ("later", 300)], ids=str
+)
+async def test_what_was_never_read_is_asked_for_often(
+    httpx_mock: HTTPXMock, monkeypatch: pytest.MonkeyPatch, fails: str, longest: int
+) -> None:
+    """What is answered before LiteLLM has told its prices has none. Where it does not take the
+    key, or the old prices hold, it is asked ever more rarely."""
+    for name, seconds in (("_FIRST_RETRY_S", 5.0), ("_AT_START_S", 10.0), ("_LAST_RETRY_S", 300.0)):
+        monkeypatch.setattr(price_keeper, name, seconds)
+    waits: list[float] = []
+    done = asyncio.Event()
+    rig = Rig(("cost_map",))
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 10:
+            done.set()
+            await asyncio.Event().wait()
+
+    if fails == "later":
+        httpx_mock.add_response(url=MAP_URL, json=MAP)
+        await rig.keeper.refresh()
+    if fails == "refused":
+        httpx_mock.add_response(url=MAP_URL, status_code=401, is_reusable=True)
+    else:
+        httpx_mock.add_exception(httpx.ConnectError("no"), is_reusable=True)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    async with rig.running():
+        await asyncio.wait_for(done.wait(), 10)
+    assert (waits[0], max(waits)) == (5, longest)
+
+
+async def test_the_time_of_what_was_never_read_is_that_of_the_start(httpx_mock: HTTPXMock) -> None:
+    """So an alert on old prices fires without any."""
+    httpx_mock.add_exception(httpx.ConnectError("no"), is_reusable=True)
+    rig = Rig(("cost_map", "model_info"))
+    rig.now += 3600
+    await rig.keeper.refresh()
+    for source in ("cost_map", "model_info"):
+        assert rig.costs.refreshed_at.child(source).value == NOW
+
+
 async def test_a_new_deployment_is_asked_for_soon(httpx_mock: HTTPXMock) -> None:
     """Not at the next hour, and no more often than a bound."""
     httpx_mock.add_response(url=INFO_URL, json={"data": []})
@@ -209,12 +254,12 @@ async def test_a_new_deployment_is_asked_for_soon(httpx_mock: HTTPXMock) -> None
         await until(lambda: rig.refreshes("model_info")[0])
         await asyncio.sleep(0.1)
         assert rig.refreshes("model_info") == (1, 0)
-        httpx_mock.add_response(
-            url=INFO_URL, json={"data": [deployment("m", {"input_cost_per_token": 1e-06})]}
-        )
+        # A replica that does not know it yet answers first.
+        for rows in ([], [deployment("m", {"input_cost_per_token": 1e-06})]):
+            httpx_mock.add_response(url=INFO_URL, json={"data": rows})
         assert rig.keeper.pricing.card(Asked("alias", model_id="d1")) is Unpriced.UNKNOWN_MODEL
         await until(lambda: rig.knows("alias", "d1"))
-    assert rig.refreshes("model_info") == (2, 0)
+    assert rig.refreshes("model_info") == (3, 0)
 
 
 async def test_the_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,6 +283,30 @@ async def test_the_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
         f"{path} line 1: 'three' is not a price: 0 or more, in USD, as in 3.75"
     ]
     assert (read.msg, read.__dict__["models"]) == ("price_file_read", 1)
+
+
+async def test_no_edit_of_the_file_ends_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what the parser cannot take, nor a fault of ours: each is counted once, and the
+    next good file is read."""
+    path = tmp_path / "prices.yaml"
+    path.write_text("mine: {input: 3}\n")
+    rig = Rig(("file",), file=path)
+    async with rig.running():
+        for number, text in enumerate(
+            (b'"\\UFFFFFFFF": {input: 3}\n', b'"\\U00110000": {input: 3}\n', b"\xff"), start=1
+        ):
+            path.write_bytes(text)
+            await until(lambda number=number: rig.refreshes("file")[1] == number)
+        assert rig.contained == []
+        with monkeypatch.context() as patched:
+            patched.setattr(PriceFile, "changed", lambda _: 1 / 0)
+            await until(lambda: len(rig.contained) >= 2)
+        path.write_text("yours: {input: 44}\n")
+        await until(lambda: rig.knows("yours"))
+    assert {type(exc) for exc in rig.contained} == {ZeroDivisionError}
+    assert rig.refreshes("file") == (2, 3 + len(rig.contained))
 
 
 async def test_a_file_that_is_no_source_is_not_read(tmp_path: Path) -> None:

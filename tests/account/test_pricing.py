@@ -78,6 +78,9 @@ def deployment(model: str, prices: Any = None, **params: str) -> dict[str, Any]:
     }
 
 
+D1 = deployment("claude-own-2")
+
+
 def usd(given: Pricing, asked: Asked, what: RateClass = RateClass.UNCACHED) -> Decimal | None:
     """The rate for a short prompt, in USD per million tokens."""
     card = given.card(asked)
@@ -249,8 +252,171 @@ def test_the_uplift_of_a_region() -> None:
     assert usd(given, asked) == Decimal("3.3")
     assert usd(given, asked, RateClass.READ) == Decimal("0.33")
     assert usd(given, asked, RateClass.SERVER_TOOL) == 10_000
-    assert usd(given, asked._replace(geo="eu")) == 3
-    assert usd(given, Asked("claude-own-1-20250101", geo="us")) == 3
+
+
+def test_a_place_without_a_factor_is_not_priced(tmp_path: Path) -> None:
+    """Who says a place takes more for it, and how much is not guessed: Opus 4.6 costs 5.5 in the
+    US, and the package does not say so. Bedrock's and Vertex AI's places are priced otherwise, and
+    the operator's own prices are final."""
+    given = pricing()
+    assert given.card(Asked("claude-own-2", geo="eu")) is Unpriced.UNKNOWN_REGION
+    assert given.card(Asked("claude-own-1-20250101", geo="us")) is Unpriced.UNKNOWN_REGION
+    opus = Asked("claude-opus-4-6", geo="us")
+    assert pricing(entries=None, package=True).card(opus) is Unpriced.UNKNOWN_REGION
+    bedrock = Asked("us.anthropic.claude-own-4-20250101-v1:0", geo="us")
+    assert usd(given, bedrock) == Decimal("3.3")
+    file = own_file(tmp_path, "claude-opus-4-6: {input: 5, output: 25, geo: {us: 1.1}}\n")
+    given = pricing(file=file, entries=None, package=True)
+    assert usd(given, opus) == Decimal("5.5")
+    assert usd(given, opus, RateClass.READ) is None
+
+
+REGIONAL = {
+    name: value * 1.1 if isinstance(value, float) else value for name, value in SONNET.items()
+}
+LONG_HOUR = {"cache_creation_input_token_cost_above_1hr_above_200k_tokens": 1.2e-05}
+
+
+@pytest.mark.parametrize(
+    ("region", "entry", "hour"),
+    [("us.", REGIONAL, "6.6"), ("jp.", REGIONAL, "6.6"), ("global.", SONNET, "6")],
+)
+def test_a_long_prompt_takes_no_short_rate_of_a_later_source(
+    region: str, entry: dict[str, Any], hour: str
+) -> None:
+    """Bedrock's hour is in the package, without its long-context price: a short prompt has that
+    price, a long one none."""
+    name = f"{region}anthropic.claude-sonnet-4-5-20250929-v1:0"
+    given = pricing(entries={name: entry}, package=True)
+    assert usd(given, Asked(name), RateClass.WRITE_1H) == Decimal(hour)
+
+    def cost(tokens: int) -> Cost | Unpriced | None:
+        asked = exchange(model=name, response_model=name, usage=Usage(0, 0, 0, tokens, 0, tokens))
+        assert asked.observation is not None
+        return given.price(asked, asked.observation)
+
+    short = cost(200_000)
+    assert isinstance(short, Cost)
+    assert Decimal(short.total) / ATTO == Decimal(hour) / 5
+    assert cost(250_000) is Unpriced.NO_WRITE_1H_RATE
+    given = pricing(entries={name: entry | HOUR | LONG_HOUR}, package=True)
+    long = cost(250_000)
+    assert isinstance(long, Cost)
+    assert Decimal(long.total) / ATTO == 3
+
+
+def test_a_long_price_of_the_operators_stands_for_itself(tmp_path: Path) -> None:
+    """Who sets one says that long prompts cost something else: no short rate joins it there."""
+    file = own_file(tmp_path, "claude-flat: {above: {200000: {input: 9}}}\n")
+    flat = {"input_cost_per_token": 3e-06, "output_cost_per_token": 1.5e-05}
+    flat["search_context_cost_per_query"] = {"search_context_size_medium": 0.01}  # type: ignore[assignment]
+    card = pricing(file=file, entries={"claude-flat": flat}).card(Asked("claude-flat"))
+    assert isinstance(card, Card)
+    (_, long), (_, short) = card.brackets
+    assert (long.uncached, long.output) == (9 * ATTO // 1_000_000, None)
+    assert (short.uncached, short.output) == (3 * ATTO // 1_000_000, 15 * ATTO // 1_000_000)
+    assert long.server_tool == short.server_tool == ATTO // 100
+
+
+def test_the_package_adds_to_no_card_of_another_base() -> None:
+    """1.83.10 has 3 USD for `anthropic.…`, and the package the price of its region, 3.3: an hour
+    of it beside that would be the price of neither."""
+    name = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+    given = pricing(entries={name: SONNET}, package=True)
+    asked = Asked(name, kind="bedrock")
+    assert usd(given, asked) == 3
+    assert usd(given, asked, RateClass.WRITE_1H) is None
+    assert usd(pricing(entries=None, package=True), asked, RateClass.WRITE_1H) == Decimal("6.6")
+    info = [deployment("anthropic/claude-sonnet-4-5", {"input_cost_per_token": 2e-06})]
+    given = pricing(entries=None, info=info, package=True)
+    assert usd(given, Asked("alias", model_id="d1")) == 2
+    assert usd(given, Asked("alias", model_id="d1"), RateClass.WRITE_1H) is None
+
+
+@pytest.mark.parametrize("way", ["", "us-east-1/", "converse/", "converse/eu-west-1/", "invoke/"])
+@pytest.mark.parametrize(
+    "arn", ["", "arn:aws:bedrock:us-east-1::foundation-model/"], ids=["id", "arn"]
+)
+def test_a_way_to_bedrock_is_no_part_of_the_model(way: str, arn: str) -> None:
+    """What LiteLLM filled in is believed, and the map is found, with its long-context price."""
+    name = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+    for key, base, long in ((name, 6e-06, 12), (f"eu.{name}", 3e-06, 6)):
+        # The other key is that of another model: what comes from it is not believed.
+        prices = SONNET | {"input_cost_per_token": base, "key": key}
+        prices["input_cost_per_token_above_200k_tokens"] = 2 * base
+        given = pricing(
+            entries={name: SONNET, f"eu.{name}": prices},
+            info=[deployment(f"bedrock/{way}{arn}{name}", prices)],
+            package=True,
+        )
+        card = given.card(Asked("alias", model_id="d1"))
+        assert isinstance(card, Card)
+        assert [above for above, _ in card.brackets] == [200_000, -1]
+        assert card.brackets[0][1].uncached == long * ATTO // 1_000_000
+    profile = f"arn:aws:bedrock:us-east-1:1:inference-profile/us.{name}"
+    given = pricing(entries={f"us.{name}": REGIONAL}, info=[deployment(f"bedrock/{way}{profile}")])
+    assert usd(given, Asked("alias", model_id="d1")) == Decimal("3.3")
+
+
+def test_a_region_with_a_price_of_its_own() -> None:
+    """It goes first, also behind a route; another region has the price of all."""
+    name = "anthropic.claude-own-4-20250101-v1:0"
+    own = {"input_cost_per_token": 3.6e-06}
+    given = pricing(entries=MAP | {f"bedrock/us-gov-west-1/{name}": own})
+    for way in ("us-gov-west-1/", "converse/us-gov-west-1/"):
+        assert usd(given, Asked(f"bedrock/{way}{name}")) == Decimal("3.6")
+    assert usd(given, Asked(f"bedrock/us-west-1/{name}")) == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+        "arn:aws:bedrock:us-east-1:1:inference-profile/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+        "bedrock/converse/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+    ],
+)
+def test_the_package_prices_the_ids_of_bedrock(name: str) -> None:
+    """However the model is written, asked for or deployed, it is one of Bedrock's."""
+    given = pricing(entries=None, info=[deployment(name)], package=True)
+    for asked in (Asked(name), Asked("alias", model_id="d1")):
+        assert usd(given, asked) == Decimal("3.3")
+
+
+def test_the_first_value_of_a_repeated_header_counts() -> None:
+    """As everywhere else: what an answer is counted under is what it is priced by."""
+    headers = [
+        (b"x-litellm-model-id", b"d1"),
+        (b"x-litellm-model-id", b"d2"),
+        (b"x-litellm-model-name", b"anthropic/a"),
+        (b"x-litellm-model-name", b"anthropic/b"),
+    ]
+    given = exchange(response_headers=headers)
+    assert given.observation is not None
+    asked = asked_of(given, given.observation)
+    assert (asked.model_id, asked.model_name) == ("d1", "anthropic/a")
+
+
+def test_a_deployment_is_missed_until_litellm_tells_of_it() -> None:
+    """LiteLLM's replicas learn of one in turn: it is asked again, but not for ever."""
+    given = pricing()
+    nothing, known = (deployments_in(json.dumps({"data": rows}).encode()) for rows in ([], [D1]))
+    asked = Asked("alias", model_id="d1")
+    tries = 0
+    while given.card(asked) is Unpriced.UNKNOWN_MODEL and given.missed_deployment:
+        given.card(asked._replace(tier="batch"))  # the same miss
+        given.take_deployments(nothing)
+        tries += 1
+    assert tries == 10
+    given.take_deployments(known)
+    assert usd(given, asked) == 3
+    given.take_deployments(nothing)
+    given.card(asked)
+    assert given.missed_deployment
+    given.card(Asked("alias"))
+    for number in range(5000):
+        given.card(Asked("alias", model_id=str(number)))
+    assert len(given._missed) <= 1000
 
 
 def test_a_vertex_price_depends_on_the_location() -> None:
@@ -342,14 +508,18 @@ def test_a_model_without_price_is_logged_once(caplog: pytest.LogCaptureFixture) 
     given = pricing()
     unknown = exchange(model="alias", response_model="alias")
     hour = exchange(model="claude-sonnet-4-5", usage=Usage(7, 16, 0, 300, 0, 300))
+    open_ = exchange(model="claude-own-2", usage=Usage(7, 16, 0, 300), hour=None)
     with caplog.at_level(logging.WARNING):
-        for each in (unknown, unknown, hour, hour):
+        for each in (unknown, unknown, hour, hour, open_):
             assert each.observation is not None
             assert isinstance(given.price(each, each.observation), Unpriced)
     assert [(r.msg, r.__dict__["reason"], r.__dict__["model"]) for r in caplog.records] == [
         ("response_unpriced", "unknown_model", "alias"),
         ("response_unpriced", "no_write_1h_rate", "claude-sonnet-4-5"),
+        ("response_unpriced", "unknown_ttl", "claude-own-2"),
     ]
+    # No price file helps the last one.
+    assert ["SIDECAR_PRICE_FILE" in r.__dict__["hint"] for r in caplog.records] == [1, 1, 0]
 
 
 def test_ttls_are_wanted_once_an_answer_leaves_them_open() -> None:

@@ -5,6 +5,7 @@ Both price by the cost map of that LiteLLM. Where they differ, each row says why
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from sidecar.account.price_litellm import CostMap
-from sidecar.account.pricing import Asked, Card, Pricing
-from sidecar.account.rates import ATTO, Cost, Unpriced, cost_of
-from sidecar.exchange import Observation, Terms, Usage
+from sidecar.account.price_litellm import CostMap, deployments_in
+from sidecar.account.pricing import Asked, Card, Pricing, asked_of
+from sidecar.account.rates import ATTO, Cost, RateClass, Rates, Unpriced, cost_of
+from sidecar.exchange import Observation, Status, Terms, Usage
+from tests.account.test_ledger import exchange
 from tests.support.bodies import observe
 from tests.support.litellm import VERSIONS, find_litellm
 from tests.support.requirements import require, require_corpus
@@ -44,12 +46,28 @@ for each in given:
     answer = litellm.ModelResponse(model=each["model"])
     answer.usage = usage
     costs.append(litellm.completion_cost(
-        completion_response=answer, model=each["model"], custom_llm_provider="anthropic"
+        completion_response=answer, model=each["model"], custom_llm_provider=each["provider"]
     ))
-models = {each["model"] for each in given}
-entries = {name: litellm.model_cost[name] for name in models}
-json.dump({"costs": costs, "map": entries}, sys.stdout)
+json.dump({"costs": costs, "map": litellm.model_cost}, sys.stdout)
 """
+
+
+@functools.cache
+def asked_of_litellm(version: str, given: str) -> dict[str, Any]:
+    """Ask a LiteLLM for its map, and what answers cost."""
+    program = require(find_litellm(version), f"LiteLLM {version}")
+    done = subprocess.run(
+        [str(program.with_name("python")), "-c", SCRIPT],
+        input=given,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def drawn() -> list[Observation]:
@@ -97,21 +115,10 @@ def as_usage(seen: Observation) -> dict[str, Any]:
 def test_equal_to_litellm_or_explained(version: str) -> None:
     """Two hundred usages of recorded answers, priced as Claude Sonnet 4.5 by the cost map of that
     LiteLLM. Every row is equal to a billionth of a dollar, or differs by just what is named."""
-    program = require(find_litellm(version), f"LiteLLM {version}")
     usages = drawn()
     assert len(usages) == NUMBER
-    given = [{"model": MODEL, "usage": as_usage(seen)} for seen in usages]
-    done = subprocess.run(
-        [str(program.with_name("python")), "-c", SCRIPT],
-        input=json.dumps(given),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer = json.loads(done.stdout)
+    given = [{"model": MODEL, "provider": "anthropic", "usage": as_usage(seen)} for seen in usages]
+    answer = asked_of_litellm(version, json.dumps(given))
     pricing = Pricing(file=None, package=False, clock=lambda: 0.0)
     pricing.cost_map = CostMap(json.dumps(answer["map"]).encode())
     card = pricing.card(Asked(MODEL))
@@ -137,3 +144,146 @@ def test_equal_to_litellm_or_explained(version: str) -> None:
             difference -= Decimal(ours.kinds[4]) / ATTO
         assert abs(difference) <= ONE_NANO, (seen, theirs)
     assert explained == EXPLAINED[version]
+
+
+BEDROCK_ID = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+DEPLOYED = (
+    "anthropic/claude-sonnet-4-5-20250929",
+    "anthropic/claude-haiku-4-5",
+    "anthropic/claude-opus-4-6",
+    "vertex_ai/claude-sonnet-4-5@20250929",
+    f"bedrock/{BEDROCK_ID}",
+    f"bedrock/us.{BEDROCK_ID}",
+    f"bedrock/jp.{BEDROCK_ID}",
+    f"bedrock/global.{BEDROCK_ID}",
+    f"bedrock/us-east-1/{BEDROCK_ID}",
+    f"bedrock/converse/us.{BEDROCK_ID}",
+    "bedrock/us.anthropic.claude-opus-4-6-v1",
+)
+REGIONLESS = (f"bedrock/{BEDROCK_ID}", f"bedrock/us-east-1/{BEDROCK_ID}")
+"""The package has another price for these than LiteLLM, and its hour goes with that."""
+EACH = 40
+
+
+def made() -> list[tuple[str, Observation]]:
+    """Make up usages of each deployment, at random but the same each time: every class of tokens
+    is in some and not in others, and half of the prompts are long."""
+    chance = random.Random(2)
+
+    def tokens(most: int) -> int:
+        return chance.randrange(most) if chance.random() < 0.6 else 0
+
+    found = []
+    for model in DEPLOYED:
+        for number in range(EACH):
+            most = 300_000 if number % 2 else 20_000
+            write_5m, write_1h = tokens(most), tokens(most)
+            usage = Usage(
+                tokens(most),
+                tokens(5_000) + 1,
+                tokens(most),
+                write_5m + write_1h,
+                write_5m,
+                write_1h,
+            )
+            place = "us" if model == "anthropic/claude-opus-4-6" and number % 3 == 0 else None
+            found.append(
+                (model, Observation(Status.COMPLETE, usage, terms=Terms(None, None, place)))
+            )
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_true_or_not_priced(version: str) -> None:
+    """Through the sources as they are by default, of models at three providers, long prompts and
+    writes for an hour: what has a price has the one that LiteLLM 1.100.5 bills. With 1.83.10's
+    map, which has no price of an hour, what the package does not know either has none."""
+    given = made()
+    rows = []
+    for model, seen in given:
+        provider, _, name = model.partition("/")
+        rows.append({"model": name, "provider": provider, "usage": as_usage(seen)})
+    true = asked_of_litellm("1.100.5", json.dumps(rows))["costs"]
+    pricing = Pricing(file=None, package=True, clock=lambda: 1_795_500_000.0)
+    entries = asked_of_litellm(version, json.dumps(rows if version == "1.100.5" else []))["map"]
+    pricing.cost_map = CostMap(json.dumps(entries).encode())
+    listed = [
+        {
+            "model_name": "alias",
+            "litellm_params": {"model": model, "vertex_location": "global"},
+            "model_info": {"id": model},
+        }
+        for model in DEPLOYED
+    ]
+    pricing.take_deployments(deployments_in(json.dumps({"data": listed}).encode()))
+
+    for (model, seen), theirs in zip(given, true, strict=True):
+        headers = [(b"x-litellm-model-id", model.encode())]
+        asked = asked_of(exchange(model="alias", response_headers=headers), seen)
+        ours = pricing.price_as(asked, exchange().facts, seen)
+        hour = seen.usage.ephemeral_1h_input_tokens or 0
+        long = sum(seen.usage.input_classes()) > 200_000
+        if version == "1.83.10" and hour and BEDROCK_ID in model and (long or model in REGIONLESS):
+            assert ours is Unpriced.NO_WRITE_1H_RATE, (model, seen)
+            continue
+        assert isinstance(ours, Cost), (model, seen)
+        difference = Decimal(ours.total) / ATTO - Decimal(str(theirs))
+        if model.startswith("vertex_ai/") and long:
+            # For want of the long price of an hour in its map, LiteLLM bills the short one.
+            difference -= hour * Decimal("6e-6")
+        assert abs(difference) <= ONE_NANO, (model, seen)
+
+
+def cards_of(entries: dict[str, Any], names: list[str], *, package: bool) -> list[Card | Unpriced]:
+    """Put the card of each model together, as that of a deployment of it."""
+    pricing = Pricing(file=None, package=package, clock=lambda: 1_795_500_000.0)
+    pricing.cost_map = CostMap(json.dumps(entries).encode())
+    listed = [
+        {
+            "litellm_params": {"model": name, "vertex_location": "global"},
+            "model_info": {"id": name, "litellm_provider": entries[name]["litellm_provider"]},
+        }
+        for name in names
+    ]
+    pricing.take_deployments(deployments_in(json.dumps({"data": listed}).encode()))
+    return [pricing.card(Asked("alias", model_id=name)) for name in names]
+
+
+def rates_for(card: Card | Unpriced, size: int) -> Rates:
+    assert isinstance(card, Card)
+    return next(rates for above, rates in card.brackets if size > above)
+
+
+def test_what_the_package_adds_is_true() -> None:
+    """To every Claude in 1.83.10's map the package adds nothing but what 1.100.5's map has: the
+    price of an hour, for short prompts and long ones."""
+    old, new = (asked_of_litellm(version, "[]")["map"] for version in ("1.83.10", "1.100.5"))
+    names = [
+        name
+        for name, entry in old.items()
+        if "claude" in name
+        # Where its own price is another, the map is wrong, or was by then.
+        and "input_cost_per_token" in entry
+        and entry["input_cost_per_token"] == new.get(name, {}).get("input_cost_per_token")
+    ]
+    each = zip(
+        names,
+        cards_of(old, names, package=False),
+        cards_of(old, names, package=True),
+        cards_of(new, names, package=False),
+        strict=True,
+    )
+    added: Counter[tuple[RateClass, int]] = Counter()
+    for name, alone, together, true in each:
+        for size in (1_000, 300_000):
+            found = zip(
+                list(RateClass)[:5],
+                *(rates_for(card, size) for card in (alone, together, true)),
+                strict=False,
+            )
+            for what, before, rate, expected in found:
+                if before is None and rate is not None and expected is not None:
+                    assert rate == expected, (name, what, size)
+                    added[what, size] += 1
+    assert set(added) == {(RateClass.WRITE_1H, 1_000), (RateClass.WRITE_1H, 300_000)}
+    assert min(added.values()) >= 10

@@ -790,6 +790,7 @@ def _long(frame: bytes) -> bytes:
 
 
 START, FIRST, _, DELTA, _ = EVENTS
+OTHER_START = START.replace(b"msg_01", b"msg_02")
 WITHIN_DATA = range(DELTA.index(b"{") + 1, len(DELTA) - 2)
 ERROR = {"type": "overloaded_error", "message": "Overloaded"}
 NO_INPUT = {kind: tokens for kind, tokens in FINISHED.items() if kind != "uncached"}
@@ -816,9 +817,15 @@ def contents() -> Iterator[Case]:
     )
     yield Case(
         "there are two `message_start`",
-        each(stream(START, FIRST, START, DELTA, STOP)),
+        each(stream(START, FIRST, OTHER_START, DELTA, STOP)),
         Same(),
         Counts(status="invalid", tokens=FINISHED),
+    )
+    yield Case(
+        "there are two `message_start` of the same message",
+        each(stream(START, FIRST, START, DELTA, STOP)),
+        Same(),
+        Counts(status="complete", tokens=FINISHED),
     )
     yield Case(
         "there is no `message_start`",

@@ -430,6 +430,7 @@ def test_event_type_without_event_line() -> None:
         pytest.param({"input_tokens": 1} | SPLIT, True, Outcome.WRITE, id="write, split alone"),
         pytest.param(usage(new=1, read=0, write=0), True, Outcome.NOT_CACHED, id="asked"),
         pytest.param(usage(new=1, read=0, write=0), False, Outcome.NOT_ASKED, id="not asked"),
+        pytest.param(usage(new=1, read=0), False, Outcome.NOT_CACHED, id="asked by nobody"),
         pytest.param(usage(new=1, read=0), None, Outcome.UNKNOWN, id="unreadable request"),
         pytest.param(usage(new=1), True, Outcome.UNREPORTED, id="no cache field"),
         pytest.param(usage(new=1, read=None, write=None), True, Outcome.UNREPORTED, id="null"),

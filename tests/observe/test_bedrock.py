@@ -115,6 +115,9 @@ def test_exception_in_a_stream() -> None:
     thrown = frames(("throttlingException", {"message": "slow down"}), kind="exception")
     assert converse_stream(thrown).status is Status.ERROR
     assert invoked(thrown).status is Status.ERROR
+    assert invoked(frames(("internalServerException", b""), kind="exception")).status is (
+        Status.ERROR
+    )
     seen = invoked(invocation(START, TEXT) + thrown)
     assert (seen.status, seen.usage) == (Status.PARTIAL, Usage(7, 1, 2101))
 

@@ -44,6 +44,13 @@ def test_headers_of_all_types_are_passed_over() -> None:
     assert not reader.fault
 
 
+def test_long_headers_are_read() -> None:
+    """Those of one message, which no other has."""
+    found, reader = read(frame({":event-type": "chunk", "long": "x" * 300}, b"payload"))
+    assert found == [Message({b":event-type": b"chunk", b"long": b"x" * 300}, b"payload")]
+    assert not reader.fault
+
+
 def test_any_split_gives_the_same_messages() -> None:
     """Whole, byte by byte, and at random."""
     body = b"".join(frame({":event-type": f"e{n}", **TYPES}, b"x" * n) for n in (0, 1, 500, 3))

@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 import brotli
 import pytest
@@ -339,6 +340,29 @@ async def test_slow_client_slows_the_upstream_down(at_once: int) -> None:
 
 
 # Faults of the upstream
+
+
+async def test_head_has_an_answer_of_our_own_too() -> None:
+    """What the sidecar says in its own name comes without its body, and the connection goes on."""
+
+    async def wait(_: Received, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with running("http://127.0.0.1:9") as side, connected(side.host) as client:
+        for _ in range(2):
+            answer = await client.ask(get(b"/v1/models", method=b"HEAD"))
+            assert (answer.status, answer.body, answer.complete) == (502, b"", True)
+            assert int(answer.header(b"content-length") or 0) > 50
+    async with (
+        upstream(wait) as up,
+        running(up.url, max_concurrent_requests=1) as side,
+        connected(side.host) as first,
+        connected(side.host) as second,
+    ):
+        first.send(POST)
+        await until(lambda: len(up.received) == 1)
+        answer = await second.ask(get(b"/v1/models", method=b"HEAD"))
+        assert (answer.status, answer.complete) == (503, True)
 
 
 async def test_no_upstream_is_502_in_the_dialect_of_the_route() -> None:
@@ -832,3 +856,28 @@ async def test_broken_accounts_change_no_byte(
         assert (answer.complete, answer.body) == (True, STREAM)
         assert side.value("litellm_sidecar_internal_errors_total", room="account") == 1
         assert side.value("litellm_sidecar_http_requests_in_flight") == in_flight
+
+
+async def test_model_in_the_path_is_the_one_that_was_asked_for() -> None:
+    """An ARN comes percent-encoded, and a body that says otherwise is not believed."""
+    arn = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc"
+    target = f"/bedrock/model/{quote(arn, safe='')}/converse"
+    body = b'{"model": "other", "messages": []}'
+    raw = get(target.encode(), b"Content-Length: %d" % len(body), method=b"POST") + body
+    usage = {"inputTokens": 7, "outputTokens": 16, "cacheReadInputTokens": 2101}
+    answer = response(
+        json.dumps({"usage": usage}).encode(), b"200 OK", b"content-type: application/json"
+    )
+    async with (
+        upstream(lambda _, __, writer: _sends(answer)(writer)) as up,
+        running(up.url) as side,
+    ):
+        assert (await ask(side.host, raw)).complete
+        labels = {"model": arn, "provider": "bedrock", "cache": "read"}
+        assert side.value("litellm_sidecar_input_tokens_total", **labels) == 2101
+        assert (
+            side.value(
+                "litellm_sidecar_observations_total", route="/bedrock/{endpoint}", status="complete"
+            )
+            == 1
+        )
