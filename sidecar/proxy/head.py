@@ -116,7 +116,7 @@ class Request:
         assert self._parser is not None
         try:
             self._parser.feed_data(head)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             raise RefusedError(RefusalReason.BAD_REQUEST) from None
 
     def feed_chunks(self, data: bytes, max_dry_bytes: int) -> int:

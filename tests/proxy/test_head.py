@@ -87,6 +87,13 @@ def test_head_is_taken_in_pieces_if_it_is_taken_whole(name: str, put_in: bytes) 
     assert taken or put_in
 
 
+@pytest.mark.parametrize("before", [b"\r", b"\n", b"\r\n"])
+def test_connect_behind_a_line_end_is_refused(before: bytes) -> None:
+    """The parser skips the line end, and takes it for the beginning of a tunnel."""
+    with pytest.raises(RefusedError):
+        parse_head(before + head(b"CONNECT / HTTP/1.1"))
+
+
 def test_headers_keep_order_repeats_and_values() -> None:
     """Names come out in lower case; nothing else changes but for blanks before a value."""
     raw = head(b"GET / HTTP/1.1", b"X-B: 1", b"x-a:\t2 ", b"X-B:", b"X-C: caf\xe9")
