@@ -219,3 +219,10 @@ def test_stream_without_a_type_is_read() -> None:
     """LiteLLM 1.83 leaves the type of such streams away."""
     seen = observe(converse(USAGE), [], dialect=Dialect.BEDROCK_CONVERSE)
     assert seen.usage == Usage(7, 16, 1000, 1101)
+
+
+def test_exception_without_a_payload_says_nothing() -> None:
+    """An empty one is neither a usage nor a fault of the framing."""
+    seen = invoked(frames(("throttlingException", b""), kind="exception"), End.UPSTREAM_CUT)
+    assert seen.status is not Status.INVALID
+    assert seen.usage == Usage()
