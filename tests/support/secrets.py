@@ -12,7 +12,7 @@ import re
 
 __all__ = ["LogWatch", "assert_no_keys", "keys_in"]
 
-_KEY = re.compile(r"sk-\w[\w.-]*")
+_KEY = re.compile(r"\bsk-\w[\w.-]*")  # and not `Task-3`, a name of asyncio's
 _WATCHED = ("sidecar", "uvicorn", "asyncio", "httpx", "httpcore")
 
 
