@@ -90,7 +90,9 @@ async def test_running_stream_ends_whole(clouds: Clouds, tmp_path: Path) -> None
     }
     with sidecar_process(tmp_path, settings) as sidecar:
         answer = await begin(sidecar, "[[event-gap-ms 50]] [[many-events 60]]")
-        assert await readiness(sidecar) == (200, b"ready\n")
+        async with asyncio.timeout(5):
+            while await readiness(sidecar) != (200, b"ready\n"):  # noqa: ASYNC110 - a process
+                await asyncio.sleep(0.01)
         began = monotonic()
         sidecar.process.send(signal.SIGTERM)
         async with asyncio.timeout(0.5):

@@ -192,7 +192,7 @@ def test_team_file_that_is_no_map_of_keys(tmp_path: Path, content: str, told: st
     path.write_text(content)
     done = command("serve", upstream=NOWHERE, team_file=str(path), **ports())
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"sidecar: {path}:")
+    assert done.stderr.startswith(f"sidecar: {path}")
     assert told in done.stderr
     assert "sk-live" not in done.stderr
 
