@@ -194,9 +194,9 @@ class StreamReading:
         """
         del self._faults[1:]  # the first is told; a stream may have any number
         if not event.data:
-            # LiteLLM 1.100 may send a ping in the middle of a frame, and tear it.
-            if event.stray:
-                self._faults.append("an event could not be read")
+            # Such an event is the rest of a frame (`Event.stray`): LiteLLM 1.100 may send a ping in
+            # the middle of one, and tear it.
+            self._faults.append("an event could not be read")
             return None
         envelope = _read_envelope(event.data)
         if envelope is None:
