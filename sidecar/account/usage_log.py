@@ -19,7 +19,15 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sidecar.account.metrics import Metrics
-from sidecar.exchange import Exchange, LogFault, Observation, Outcome, Usage, header
+from sidecar.exchange import (
+    Exchange,
+    LogFault,
+    Observation,
+    Outcome,
+    Usage,
+    first_values,
+    header,
+)
 from sidecar.lines import Losses
 
 __all__ = ["Lines", "UsageLine", "UsageLog"]
@@ -157,8 +165,7 @@ class UsageLog:
         Args:
             cost_usd: None where no price is known.
         """
-        # The first of each name, as `header` has it.
-        response = dict(reversed(exchange.response_headers))
+        response = first_values(exchange.response_headers)
         facts, usage = exchange.facts, observation.usage
         # By position, in the order of the fields: names to match would take twice as long.
         line = UsageLine(
