@@ -15,8 +15,8 @@ function colour(name, alpha = 1) {
 }
 
 class Chart {
-  constructor(figure, { title, unit, lines, stacked, stepped, show, fixed }) {
-    Object.assign(this, { figure, title, unit, lines, stacked, stepped, show, fixed, plot: null, data: null });
+  constructor(figure, { title, lines, show, scale = show, rate = show, stacked = false, rising = false, fixed = null }) {
+    Object.assign(this, { title, lines, show, scale, rate, stacked, rising, fixed, plot: null, data: null });
     this.caption = element("figcaption");
     this.caption.append(element("h3", title));
     this.legend = element("ul", "", { class: "legend" });
@@ -41,9 +41,8 @@ class Chart {
       const swatch = element("span", "", { class: "swatch" });
       swatch.style.setProperty("--swatch", `var(--${line.colour})`);
       const values = this.data?.values[place];
-      let said = "";
-      if (values && at !== null) said = this.show(values[at]);
-      else if (values) said = this.data.sums[place] === null ? "" : this.show(this.data.sums[place], true);
+      let said = this.data ? "not counted" : "";
+      if (values) said = at === null ? this.show(this.data.sums[place]) : this.rate(values[at]);
       item.append(swatch, `${line.label} `, element("b", said));
       return item;
     });
@@ -51,7 +50,7 @@ class Chart {
     this.legend.replaceChildren(...items);
   }
 
-  // `values` and `sums` go by line; null where a line is not counted.
+  // `values` and `sums`, of the whole window, go by line; null where a line is not counted.
   set({ since, until, at, values, sums, alternative }) {
     this.data = { since, until, at, values, sums };
     const known = values.some((line) => line?.some((value) => value));
@@ -73,8 +72,8 @@ class Chart {
       const sums = at.map(() => 0);
       lines = lines.map((line) => line.map((value, step) => (sums[step] += value ?? 0))).reverse();
     }
-    if (!this.stepped) return [at, ...lines];
-    return [[since, ...at], ...lines.map((line) => [line[0] ?? null, ...line])];
+    if (this.rising) return [[since, ...at], ...lines.map((line) => [line[0] === null ? null : 0, ...line])];
+    return this.stacked ? [[since, ...at], ...lines.map((line) => [line[0], ...line])] : [at, ...lines];
   }
 
   draw() {
@@ -87,27 +86,27 @@ class Chart {
       grid: { stroke: colour("line"), width: 1 },
     };
     this.plot = new uPlot({
-      width: this.area.clientWidth, height: HEIGHT, legend: { show: false }, padding: [8, 8, 0, 0],
+      width: this.area.clientWidth, height: HEIGHT, legend: { show: false }, padding: [8, 28, 0, 0],
       cursor: { drag: { x: false, y: false }, y: false, points: { show: !this.stacked } },
       scales: {
         x: { time: true, auto: false, range: (_, low, high) => [low, high] },
         y: { range: (_, low, high) => this.fixed ?? [0, high > 0 ? high * 1.08 : 1] },
       },
       axes: [
-        { ...axis, grid: { show: false }, space: 70, values: (_, splits) => splits.map((split) => clock(split, splits[1] - splits[0] < 60)) },
-        { ...axis, size: 62, values: (_, splits) => splits.map((split) => this.show(split)) },
+        { ...axis, grid: { show: false }, space: 70, size: 30, values: (_, splits) => splits.map((split) => clock(split, splits[1] - splits[0] < 60)) },
+        { ...axis, size: 62, values: (_, splits) => splits.map((split) => this.scale(split)) },
       ],
       series: [{}, ...lines.map((line) => ({
         stroke: colour(line.colour), width: this.stacked ? 0 : 2, spanGaps: false,
         fill: this.stacked ? colour(line.colour) : line.filled ? colour(line.colour, 0.12) : undefined,
-        paths: this.stepped ? uPlot.paths.stepped({ align: -1 }) : undefined,
+        paths: this.stacked ? uPlot.paths.stepped({ align: -1 }) : undefined,
         points: { show: this.stacked ? false : (_, series, first, last) => last - first < 3, size: 5 },
       }))],
       hooks: {
         setCursor: [(plot) => {
           const under = plot.cursor.idx;
           if (under === null || under === undefined || plot.cursor.left < 0) this.tell(null);
-          else this.tell(Math.min(this.data.at.length - 1, Math.max(0, this.stepped ? under - 1 : under)));
+          else this.tell(Math.min(this.data.at.length - 1, Math.max(0, this.stacked || this.rising ? under - 1 : under)));
         }],
       },
     }, this.drawn(), this.area);
@@ -117,12 +116,12 @@ class Chart {
   tabulate() {
     if (!this.numbers.open || !this.data) return;
     const table = element("table");
-    table.append(element("caption", `${this.title}${this.unit ? `, ${this.unit}` : ""}`, { class: "hidden" }));
+    table.append(element("caption", this.title, { class: "hidden" }));
     const head = element("tr");
     head.append(element("th", "until", { scope: "col" }), ...this.lines.map((line) => element("th", line.label, { scope: "col", class: "number" })));
     const rows = this.data.at.map((at, step) => {
       const row = element("tr");
-      row.append(element("th", clock(at), { scope: "row" }), ...this.data.values.map((line) => element("td", this.show(line ? line[step] : null), { class: "number" })));
+      row.append(element("th", clock(at), { scope: "row" }), ...this.data.values.map((line) => element("td", this.rate(line ? line[step] : null), { class: "number" })));
       return row;
     });
     const [top, body] = [element("thead"), element("tbody")];
@@ -142,24 +141,24 @@ const TOKENS = [
   { label: "output", colour: "output", of: "output" },
 ];
 const sum = (values) => values.reduce((all, value) => all + (value ?? 0), 0);
-const rising = (values) => {
-  let so_far = 0;
-  return values && values.map((value) => (so_far += value));
+const addedUp = (values) => {
+  let soFar = 0;
+  return values && values.map((value) => (soFar += value));
 };
 
 export function makeCharts() {
   const of = (id) => document.getElementById(id);
   const tokens = new Chart(of("chart-tokens"), {
-    title: "Tokens by class, a minute", unit: "tokens a minute", lines: TOKENS, stacked: true, stepped: true, show: count,
+    title: "Tokens a minute, by class", lines: TOKENS, stacked: true, show: count, rate: (value) => `${count(value)}/min`,
   });
   const ratios = new Chart(of("chart-ratio"), {
-    title: "Hit ratio", lines: [{ label: "by tokens", colour: "read", filled: true }, { label: "by requests", colour: "output" }],
-    show: percent, fixed: [0, 1.02],
+    title: "Hit ratio", lines: [{ label: "by tokens", colour: "read", filled: true }, { label: "by requests", colour: "spent" }],
+    show: percent, scale: (part) => `${Math.round(part * 100)}%`, fixed: [0, 1.02],
   });
   const money = new Chart(of("chart-money"), {
     title: "Money in this window, adding up",
-    lines: [{ label: "spent", colour: "output" }, { label: "saved by reads", colour: "good", filled: true }, { label: "lost to writes never read", colour: "bad" }],
-    show: usd,
+    lines: [{ label: "spent", colour: "spent" }, { label: "saved by reads", colour: "good", filled: true }, { label: "lost to writes never read", colour: "bad" }],
+    show: usd, rising: true,
   });
   return {
     set(series, figures) {
@@ -168,7 +167,7 @@ export function makeCharts() {
       tokens.set({
         ...frame,
         values: TOKENS.map((line) => series.tokens[line.of].map((value, step) => value / minutes[step])),
-        sums: TOKENS.map(() => null),
+        sums: TOKENS.map((line) => sum(series.tokens[line.of])),
         alternative: TOKENS.map((line) => `${count(sum(series.tokens[line.of]))} ${line.label}`).join(", "),
       });
       const { by_tokens: byTokens, by_requests: byRequests } = figures.hit_ratio;
@@ -176,7 +175,7 @@ export function makeCharts() {
         ...frame, values: [series.by_tokens, series.by_requests], sums: [byTokens, byRequests],
         alternative: `${percent(byTokens)} by tokens, ${percent(byRequests)} by requests in the whole window`,
       });
-      const lines = [series.spent, series.saved, series.never_read].map(rising);
+      const lines = [series.spent, series.saved, series.never_read].map(addedUp);
       money.set({
         ...frame, values: lines, sums: lines.map((line) => line && line.at(-1)),
         alternative: lines.map((line, at) => `${usd(line && line.at(-1))} ${money.lines[at].label}`).join(", "),

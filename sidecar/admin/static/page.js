@@ -35,7 +35,6 @@ const charts = makeCharts();
 const table = makeTable();
 let instance = null;
 let lastAt = null;
-let round = 0;
 let asking = null;
 
 class Refused extends Error {}
@@ -221,22 +220,20 @@ of("about").addEventListener("toggle", () => { if (of("about").open) showSetting
 
 const chosen = () => document.querySelector('input[name="window"]:checked').value;
 
-async function update(everything) {
+async function update() {
   asking?.abort();
   const mine = (asking = new AbortController());
   const late = setTimeout(() => mine.abort(), PATIENCE_MS);
   try {
     const window = chosen();
-    // Curves move slower than numbers.
     const [summary, models, series] = await Promise.all([
       ask("summary", window, mine.signal),
       ask("models", window, mine.signal),
-      everything ? ask("series", window, mine.signal) : null,
+      ask("series", window, mine.signal),
     ]);
     if (mine !== asking) return;
     if (instance !== null && instance !== summary.instance.id) {
       notify(`The sidecar was restarted at ${clock(summary.instance.started_at)}: its counts and curves began anew.`, { dismissable: true });
-      if (!series) return void update(true);
       if (of("about").open) showSettings();
     } else if (document.body.classList.contains("stale")) notify("");
     instance = summary.instance.id;
@@ -250,7 +247,7 @@ async function update(everything) {
     showTiles(summary);
     showHealth(summary);
     table.set(models);
-    if (series) charts.set(series, summary.figures);
+    charts.set(series, summary.figures);
   } catch (error) {
     if (mine !== asking) return;
     if (error instanceof Refused) askForToken();
@@ -289,14 +286,14 @@ of("sign-in").addEventListener("submit", (event) => {
   if (!token) return;
   stored.token = token;
   of("token").value = "";
-  update(true);
+  update();
 });
 of("sign-out").addEventListener("click", () => {
   stored.token = token = null;
   location.reload();
 });
 
-for (const choice of document.querySelectorAll('input[name="window"]')) choice.addEventListener("change", () => update(true));
+for (const choice of document.querySelectorAll('input[name="window"]')) choice.addEventListener("change", () => update());
 
 const THEMES = ["", "light", "dark"];
 function showTheme() {
@@ -319,8 +316,8 @@ showTheme();
 
 async function live() {
   // Nobody looks at a hidden tab.
-  if (!document.hidden && !document.body.classList.contains("locked")) await update(round++ % 3 === 0);
+  if (!document.hidden && !document.body.classList.contains("locked")) await update();
   setTimeout(live, EVERY_MS);
 }
-document.addEventListener("visibilitychange", () => { if (!document.hidden && round) update(true); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) update(); });
 live();
