@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from sidecar.admin.app import rehearse
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
 from sidecar.proxy.edge import Edge, Limits, Listener, Patrol
@@ -115,6 +116,7 @@ class Lifecycle:
             StartError: a server ended by itself.
         """
         sidecar, settings = self._sidecar, self._settings
+        await rehearse()
         edge = partial(Edge, listener=self._listener)
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel)
         # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import subprocess
+import sys
 
 import pytest
 
 from tests.support.process import free_port
-from tests.support.running import running, until
+from tests.support.running import ROOT, running, until
 from tests.support.wire import Received, ask, upstream
 
 pytestmark = pytest.mark.anyio
@@ -68,3 +71,17 @@ async def test_an_upgrade_of_litellm_is_noticed(monkeypatch: pytest.MonkeyPatch)
                 await asyncio.sleep(0.02)
         assert side.value("litellm_sidecar_upstream_info", version="1.83.10") == 0
         assert side.value("litellm_sidecar_compat_conflict") == 1
+
+
+def test_nothing_is_imported_while_it_serves() -> None:
+    """An import stops every stream for as long as it takes; all come before the first request."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.support.lazily"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    assert said["answered"] >= 7
+    assert {line: names for line, names in said["imported"].items() if names} == {}
