@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from sidecar.account.ledger import Ledger  # noqa: E402
 from sidecar.account.metrics import Metrics  # noqa: E402
+from sidecar.account.store import Store  # noqa: E402
 from sidecar.account.usage_log import UsageLine  # noqa: E402
 from sidecar.config import PREFIX, Settings, allowed  # noqa: E402
 from sidecar.exchange import (  # noqa: E402
@@ -131,6 +132,16 @@ def chief_metrics_table() -> str:
         for name in _OF_METRICS
     ]
     return _table(("name", "labels", "what it counts"), rows)
+
+
+def edges_table() -> str:
+    """List the edges of the histograms, without which no query of theirs can be written."""
+    rows = [
+        (f"`{family.name}`", ", ".join(f"{edge:g}" for edge in family.edges))
+        for family in _store().families
+        if family.edges
+    ]
+    return _table(("histogram", "edges, in seconds"), rows)
 
 
 def metric_names() -> frozenset[str]:
@@ -279,7 +290,7 @@ _README_TABLES: dict[str, Callable[[], str]] = {
 }
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     README: _README_TABLES,
-    METRICS: {"metrics": metrics_table},
+    METRICS: {"metrics": metrics_table, "edges": edges_table},
     SETTINGS: {"settings": settings_table},
     OPERATING: {"series": series_table, "budget": budget_table},
     OVERHEAD: {"overhead": overhead_table},
@@ -334,10 +345,14 @@ def _update(page: Path, tables: Mapping[str, Callable[[], str]], check: bool) ->
     return False
 
 
+def _store() -> Store:
+    """Make the families that the default settings export."""
+    labels = Settings.model_fields["labels"].default
+    return Metrics(labels, compat=("v1.83",), costs=True, misses=True, clock=lambda: 0.0).store
+
+
 def _families() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Name, type, labels and help text of each family, as an exposition shows them."""
-    labels = Settings.model_fields["labels"].default
-    store = Metrics(labels, compat=("v1.83",), costs=True, misses=True, clock=lambda: 0.0).store
     return [
         (
             f"{family.name}_total" if family.kind == "counter" else family.name,
@@ -345,7 +360,7 @@ def _families() -> list[tuple[str, str, tuple[str, ...], str]]:
             family.labels,
             family.documentation,
         )
-        for family in store.families
+        for family in _store().families
     ]
 
 
