@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from sidecar.admin.app import rehearse
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
 from sidecar.proxy.edge import Edge, Limits, Listener, Patrol
@@ -116,6 +117,9 @@ class Lifecycle:
             StartError: a server ended by itself.
         """
         sidecar, settings = self._sidecar, self._settings
+        # What these import at their first use is there before anybody's stream.
+        await rehearse()
+        await asyncio.to_thread(int)
         edge = partial(Edge, listener=self._listener)
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel)
         # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.

@@ -24,20 +24,10 @@ from typing import Protocol, cast
 
 from sidecar.account.metrics import PREFIX, Metrics
 from sidecar.account.store import Value
-from sidecar.exchange import InputClass, Outcome
+from sidecar.exchange import InputClass, MissReason, Outcome
 
-__all__ = ["COLUMNS", "MAX_BYTES", "MAX_ROWS", "MISS_REASONS", "History", "Sample", "let_others"]
+__all__ = ["COLUMNS", "MAX_BYTES", "MAX_ROWS", "History", "Sample", "let_others"]
 
-MISS_REASONS = (
-    "not_seen_here",
-    "expired",
-    "changed_system",
-    "changed_tools",
-    "changed_messages",
-    "other_deployment",
-    "too_short",
-    "unknown",
-)
 COLUMNS = (
     *(f"tokens.{kind}" for kind in InputClass),
     "tokens.output",
@@ -47,7 +37,7 @@ COLUMNS = (
     "usd.write_premium",
     "usd.never_read",
     "never_read_tokens",
-    *(f"misses.{reason}" for reason in MISS_REASONS),
+    *(f"misses.{reason}" for reason in MissReason),
 )
 """What is kept of each model and team."""
 

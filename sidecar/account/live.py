@@ -21,9 +21,9 @@ from itertools import pairwise
 import msgspec
 
 from sidecar import __version__
-from sidecar.account.history import COLUMNS, MAX_ROWS, MISS_REASONS, History, Sample, let_others
+from sidecar.account.history import COLUMNS, MAX_ROWS, History, Sample, let_others
 from sidecar.account.metrics import Metrics
-from sidecar.exchange import InputClass, Outcome
+from sidecar.exchange import InputClass, MissReason, Outcome
 
 __all__ = ["DOCUMENTS", "WINDOWS", "Live"]
 
@@ -149,9 +149,10 @@ class Figures(msgspec.Struct, frozen=True):
     money: Money | None
     """Null where no source of prices is in use."""
     never_read_tokens: int | None
-    """Tokens written that nobody has read; null where it is not counted."""
+    """Tokens written whose time ran out unread; null where `SIDECAR_MISS_REASONS` is off."""
     misses: dict[str, int] | None
-    """Answers that read nothing, by the reason; null where reasons are not looked for."""
+    """Answers that asked for caching and read nothing, by the reason; null where
+    `SIDECAR_MISS_REASONS` is off."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -213,7 +214,7 @@ class Series(msgspec.Struct, frozen=True):
     saved: list[float] | None
     """As `spent`."""
     never_read: list[float] | None
-    """As `spent`; null too where it is not counted."""
+    """As `spent`; null too where `SIDECAR_MISS_REASONS` is off."""
     in_flight: list[int]
     """Requests being relayed at the end of each step."""
     faults: list[int]
@@ -389,7 +390,7 @@ class Live:
             spent=increases("usd.spent") if money else None,
             saved=increases("usd.saved") if money else None,
             never_read=increases("usd.never_read")
-            if money and self._counted("cache_write_premium_never_read_usd")
+            if money and self._metrics.misses is not None
             else None,
             in_flight=[int(_at(later, in_flight)) for _, later in steps],
             faults=[
@@ -472,16 +473,11 @@ class Live:
         }
         return {name: count for name, count in found.items() if count}
 
-    def _counted(self, family: str) -> bool:
-        """Whether this is counted at all: what is switched off has no series."""
-        found = self._history.families.get(family)
-        return found is not None and bool(found.children)
-
     def _figures(self, change: Sequence[float]) -> Figures:
         """Put the columns of a row, or of all rows, into words."""
         tokens = {kind: int(change[_AT[f"tokens.{kind}"]]) for kind in (*InputClass, "output")}
         outcomes = {str(kind): int(change[_AT[f"outcomes.{kind}"]]) for kind in Outcome}
-        never_read = self._counted("cache_write_premium_never_read_usd")
+        misses = self._metrics.misses is not None
         written = tokens["write_5m"] + tokens["write_1h"] + tokens["write_unknown"]
         return Figures(
             answers=sum(outcomes.values()),
@@ -499,19 +495,19 @@ class Live:
                 spent=change[_AT["usd.spent"]],
                 saved=change[_AT["usd.saved"]],
                 write_premium=change[_AT["usd.write_premium"]],
-                never_read=change[_AT["usd.never_read"]] if never_read else None,
+                never_read=change[_AT["usd.never_read"]] if misses else None,
             )
             if self._metrics.costs is not None
             else None,
             never_read_tokens=int(change[_AT["never_read_tokens"]])
-            if self._counted("cache_write_tokens_never_read")
+            if misses
             else None,
             misses={
                 reason: count
-                for reason in MISS_REASONS
+                for reason in MissReason
                 if (count := int(change[_AT[f"misses.{reason}"]]))
             }
-            if self._counted("cache_misses")
+            if misses
             else None,
         )
 

@@ -105,8 +105,8 @@ function showTiles({ figures, faults }) {
     put("lost", money(answered ? sums.never_read : null));
   }
   of("lost").classList.toggle("some", sums?.never_read > 0);
-  if (figures.never_read_tokens === null) put("lost-note", "Not counted so far.");
-  else put("lost-note", tokens(figures.never_read_tokens), " tokens written");
+  if (figures.never_read_tokens === null) put("lost-note", "SIDECAR_MISS_REASONS is off");
+  else put("lost-note", tokens(figures.never_read_tokens), " tokens whose time ran out");
 }
 
 function showHealth({ upstream, requests, faults, conflict, figures }) {
@@ -151,12 +151,11 @@ function showHealth({ upstream, requests, faults, conflict, figures }) {
   showMisses(figures);
 }
 
-function showMisses({ misses, answers }) {
+function showMisses({ misses }) {
   const entries = Object.entries(misses ?? {}).sort((one, other) => other[1] - one[1]);
   const all = entries.reduce((sum, [, number]) => sum + number, 0);
-  if (misses === null) {
-    put("misses-note", answers ? "Reasons are not looked for: the metric litellm_sidecar_cache_misses_total has no series." : "Nothing has been counted yet.");
-  } else put("misses-note", all ? "Answers that asked for caching and read nothing, by what the sidecar found out." : "None in this window.");
+  if (misses === null) put("misses-note", "Not looked for: SIDECAR_MISS_REASONS is off.");
+  else put("misses-note", all ? "Answers that asked for caching and read nothing, by what the sidecar found out." : "None in this window.");
   put("misses", ...entries.map(([reason, number]) => {
     const item = element("li");
     const whole = element("div", "", { class: "bar", "aria-hidden": "true" });
