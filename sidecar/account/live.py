@@ -499,9 +499,7 @@ class Live:
             )
             if self._metrics.costs is not None
             else None,
-            never_read_tokens=int(change[_AT["never_read_tokens"]])
-            if misses
-            else None,
+            never_read_tokens=int(change[_AT["never_read_tokens"]]) if misses else None,
             misses={
                 reason: count
                 for reason in MissReason

@@ -87,7 +87,9 @@ def create_admin(
 
     async def sign_in(request: Request) -> Response:
         # The page itself, which asks for the token when the documents are refused.
-        answer = page.answer(request, files["index.html"], gzipped=_takes_gzip(request), status_code=401)
+        answer = page.answer(
+            request, files["index.html"], gzipped=_takes_gzip(request), status_code=401
+        )
         answer.headers["cache-control"] = "no-store"
         return answer
 

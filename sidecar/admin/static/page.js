@@ -174,6 +174,7 @@ function showMisses({ misses }) {
 
 function showEmpty({ instance: who, requests, upstream }, nothing) {
   of("empty").hidden = !nothing;
+  document.body.classList.toggle("unused", nothing);
   if (!nothing) return;
   const here = dataUrl(who);
   document.querySelector("#empty .data-url").textContent = here;
@@ -204,10 +205,10 @@ function showInstance(who, { since, seconds, name }, at) {
 async function showSettings() {
   try {
     const { settings } = await ask("settings", "start");
-    of("settings").tBodies[0].replaceChildren(...settings.map(({ name, value, changed, purpose }) => {
-      const row = element("tr", "", changed ? { class: "changed" } : {});
-      row.append(element("th", name, { scope: "row" }), element("td", value || "not set"), element("td", purpose));
-      return row;
+    put("settings", ...settings.map(({ name, value, changed, purpose }) => {
+      const setting = element("div", "", changed ? { class: "changed" } : {});
+      setting.append(element("dt", name), element("dd", value || "not set"), element("dd", purpose));
+      return setting;
     }));
   } catch {
     // It is asked for again when it is opened again.
