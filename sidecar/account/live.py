@@ -52,6 +52,8 @@ _AT = {name: at for at, name in enumerate(COLUMNS)}
 
 
 class Instance(msgspec.Struct, frozen=True):
+    """One sidecar, between two starts."""
+
     id: str
     """Another one after each start: counts begin anew then."""
     started_at: float
@@ -71,6 +73,8 @@ class Instance(msgspec.Struct, frozen=True):
 
 
 class Upstream(msgspec.Struct, frozen=True):
+    """Whether it can serve."""
+
     state: str
     """`ready`, `starting`, `draining` or `unreachable`: what `/readyz` goes by."""
     reason: str | None
@@ -78,6 +82,8 @@ class Upstream(msgspec.Struct, frozen=True):
 
 
 class Window(msgspec.Struct, frozen=True):
+    """A stretch of time up to now."""
+
     name: str
     """`15m`, `1h`, `6h` or `start`."""
     since: float
@@ -87,6 +93,8 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Tokens(msgspec.Struct, frozen=True):
+    """Disjoint classes; all but `output` make up the prompts."""
+
     uncached: int
     """Of the prompts, neither read nor written."""
     read: int
@@ -102,6 +110,8 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True):
+    """Answers by what the prompt cache did, as in `litellm_sidecar_responses_total`."""
+
     hit: int
     """Answers that read from the cache."""
     write: int
@@ -117,6 +127,8 @@ class Outcomes(msgspec.Struct, frozen=True):
 
 
 class HitRatio(msgspec.Struct, frozen=True):
+    """Parts of 1."""
+
     by_tokens: float | None
     """Read tokens of all input tokens, 0 to 1; null where there are none."""
     by_requests: float | None
@@ -124,6 +136,8 @@ class HitRatio(msgspec.Struct, frozen=True):
 
 
 class Money(msgspec.Struct, frozen=True):
+    """Sums in USD."""
+
     spent: float
     """What answers cost, in USD."""
     saved: float
@@ -136,6 +150,8 @@ class Money(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
+    """What answers used, cost and saved."""
+
     answers: int
     """2xx answers on observed routes."""
     tokens: Tokens
@@ -156,6 +172,8 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
+    """Something that went wrong, or was turned away."""
+
     kind: str
     """The metric, without `litellm_sidecar_` and `_total`."""
     reason: str | None
@@ -167,6 +185,8 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Requests(msgspec.Struct, frozen=True):
+    """What is relayed, observed or not."""
+
     in_flight: int
     """Being relayed now, streams among them."""
     finished: int
@@ -178,6 +198,8 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
+    """How it is, in numbers."""
+
     instance: Instance
     """Who says this."""
     at: float
@@ -197,6 +219,8 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class Series(msgspec.Struct, frozen=True):
+    """How it went, step by step."""
+
     instance: str
     """The `id` of who says this."""
     window: Window
@@ -222,6 +246,8 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
+    """One model and team."""
+
     model: str
     """As the label says; empty where `SIDECAR_LABELS` has it not."""
     team_alias: str
@@ -231,6 +257,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Models(msgspec.Struct, frozen=True):
+    """The figures by model and team."""
+
     instance: str
     """The `id` of who says this."""
     window: Window
@@ -243,6 +271,8 @@ class Models(msgspec.Struct, frozen=True):
 
 
 class Setting(msgspec.Struct, frozen=True):
+    """One variable of the environment."""
+
     name: str
     """Of the environment variable."""
     value: str
@@ -254,6 +284,8 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
+    """What is in force."""
+
     instance: Instance
     """Who says this."""
     settings: list[Setting]
