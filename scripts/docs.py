@@ -178,7 +178,7 @@ def _update(page: Path, tables: Mapping[str, Callable[[], str]], check: bool) ->
 def _families() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Name, type, labels and help text of each family, as an exposition shows them."""
     labels = Settings.model_fields["labels"].default
-    store = Metrics(labels, compat=("v1.83",), costs=True, clock=lambda: 0.0).store
+    store = Metrics(labels, compat=("v1.83",), costs=True, misses=True, clock=lambda: 0.0).store
     return [
         (
             f"{family.name}_total" if family.kind == "counter" else family.name,

@@ -113,6 +113,7 @@ class Sidecar:
             settings.labels,
             compat=settings.compat,
             costs=bool(settings.price_sources),
+            misses=settings.miss_reasons,
             clock=time.time,
         )
         self.registry = registry or CollectorRegistry()
