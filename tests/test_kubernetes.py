@@ -23,7 +23,7 @@ from tests.support.shipped import DEPLOY, KUBERNETES, SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 ROLLOUT = (ROOT / "docs" / "rollout.md").read_text()
-MONITORS = json.loads((ROOT / "tests/data/kubernetes/monitors.schema.json").read_text())
+MONITORS = json.loads((ROOT / "tests/data/prometheus-operator.schema.json").read_text())
 
 VERSIONS = {version.rsplit(".", 1)[0] for version in kubernetes_validate.utils.all_versions()}
 
@@ -353,6 +353,24 @@ def test_component_fits_a_deployment_that_is_there(tmp_path: Path) -> None:
 
 
 # The rollout page
+
+
+def test_example_of_the_page_renders(tmp_path: Path) -> None:
+    """A Deployment of one's own with the base and the components, in the place of `deploy`."""
+    (example,) = re.findall(r"```yaml\n(apiVersion: kustomize.+?)```", ROLLOUT, re.DOTALL)
+    own = SETS["native"]().deployment
+    pod = own["spec"]["template"]["spec"]
+    del pod["initContainers"], pod["containers"][0]["lifecycle"]
+    del pod["volumes"], pod["containers"][0]["volumeMounts"]
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    (tmp_path / "my-litellm.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "kustomization.yaml").write_text(example)
+
+    made = Manifests(kustomize(tmp_path))
+
+    assert faults(made) == []
+    assert made.container("sidecar")["image"].startswith("REGISTRY/")
+    assert made.all("HorizontalPodAutoscaler") == []
 
 
 def test_rollback_is_one_field(tmp_path: Path) -> None:

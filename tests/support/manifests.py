@@ -167,7 +167,7 @@ def faults(manifests: Manifests) -> list[str]:
 
 
 def _images(manifests: Manifests) -> Iterator[str]:
-    if (image := manifests.container("sidecar")["image"]) != IMAGE:
+    if (image := manifests.container("sidecar")["image"]).rpartition("/")[2] != IMAGE:
         yield f"image {image}"
     for container in manifests.containers:
         if not re.search(r":v?\d+\.\d+\.\d+", container["image"]):
@@ -321,10 +321,9 @@ def _stop(manifests: Manifests) -> Iterator[str]:
         yield f"the drain of {drain_s} s is shorter than the longest answer"
     if not (stop_s := stopping_s(environment)) < float(bound[1]) <= grace_s - 20:
         yield f"times: stop {stop_s} s, LiteLLM's hook {bound[1]} s, grace period {grace_s} s"
-    for one in manifests.containers:
-        alone_s = one.get("livenessProbe", {}).get("terminationGracePeriodSeconds", grace_s)
-        if one is sidecar and alone_s > 30:
-            yield "a sidecar that hangs is killed only after the whole grace period"
+    for name in ("startupProbe", "livenessProbe"):
+        if sidecar[name].get("terminationGracePeriodSeconds", grace_s) > 30:
+            yield f"a sidecar that hangs is killed late ({name})"
 
 
 def _scrapes(manifests: Manifests) -> Iterator[str]:
