@@ -190,6 +190,9 @@ class Lifecycle:
         server.should_exit = True
         await _first(serving, self._now.wait(), asyncio.sleep(timeout_s))
         cut = set(server.server_state.tasks)
+        if listener is self._listener:
+            # Before they end: a scrape that shows all of them at their end shows this as well.
+            self._sidecar.metrics.drain_aborts.child().add(len(cut))
         for task in cut:
             task.cancel()
         if cut:
