@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format site litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BENCH_BIN)/python -m bench.scrape
 
+bench-page: $(READY) ## Measure when the live page is seen, and what it costs with 30,000 series (needs Chromium).
+	@$(BIN)/python -m bench.page
+
 bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
 	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
 
@@ -63,6 +66,9 @@ format: $(READY) ## Format the code and regenerate the docs.
 site: $(READY) ## Build the pages into site/, strictly: links and anchors have to hold.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "site/index.html is the first page; for the search: $(BIN)/python -m http.server -d site"
+
+screenshots: $(READY) ## Take the pictures of the live page that the docs show (needs Chromium; seven minutes).
+	$(BIN)/python scripts/screenshots.py
 
 litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run against.
 
