@@ -1,10 +1,10 @@
-"""Writes the generated tables of the pages: metrics, settings, series, fields of the usage log,
-faults, and what was measured.
+"""Writes the generated tables of the pages: metrics, settings, series, fields of the usage log and
+of `/api`, faults, and what was measured.
 
 It knows the pages' markers and how a table looks; what stands in the tables comes from
-`Metrics`, `Settings`, `Ledger`, `UsageLine`, the cases of `tests/faults` and `bench/RESULTS.md`
-alone. With `--check` it writes
-nothing, and ends with 1 and a diff where a page differs from what it would write.
+`Metrics`, `Settings`, `Ledger`, `UsageLine`, `DOCUMENTS`, the cases of `tests/faults` and
+`bench/RESULTS.md` alone. With `--check` it writes nothing, and ends with 1 and a diff where a page
+differs from what it would write.
 
     python scripts/docs.py [--check]
 """
@@ -20,12 +20,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from sidecar.account.ledger import Ledger  # noqa: E402
+from sidecar.account.live import DOCUMENTS  # noqa: E402
 from sidecar.account.metrics import Metrics  # noqa: E402
 from sidecar.account.store import Store  # noqa: E402
 from sidecar.account.usage_log import UsageLine  # noqa: E402
@@ -43,10 +45,12 @@ from sidecar.exchange import (  # noqa: E402
 from tests.faults import page as faults  # noqa: E402
 
 __all__ = [
+    "API",
     "FAULTS",
     "PAGES",
     "README",
     "USAGE_LOG",
+    "documents_tables",
     "faults_table",
     "fields_table",
     "main",
@@ -64,6 +68,7 @@ OPERATING = ROOT / "docs" / "operating.md"
 OVERHEAD = ROOT / "docs" / "overhead.md"
 USAGE_LOG = ROOT / "docs" / "usage-log.md"
 FAULTS = ROOT / "docs" / "faults.md"
+API = ROOT / "docs" / "api.md"
 RESULTS = README.parent / "bench" / "RESULTS.md"
 
 
@@ -259,22 +264,72 @@ def overhead_table(only: Sequence[str] = ()) -> str:
 
 def fields_table() -> str:
     """List every field of a line of the usage log, with its type and what stands in it."""
-    (definition,) = ast.parse(inspect.getsource(UsageLine)).body
+    rows = [("`event`", "string", "Always `usage`."), *_fields(UsageLine)]
+    return _table(("field", "type", "what it says"), rows)
+
+
+def documents_tables() -> str:
+    """List every field of the documents below `/api/v1/`, and of the objects in them."""
+    parts = []
+    seen: list[type[msgspec.Struct]] = []
+    for name, document in DOCUMENTS.items():
+        parts.append(f"### `/api/v1/{name}`\n\n{_object(document)}")
+        seen += [kind for kind in dict.fromkeys(_objects_in(document)) if kind not in seen]
+    parts += [f"### {kind.__name__}\n\n{_object(kind)}" for kind in seen]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _object(kind: type[msgspec.Struct]) -> str:
+    return _table(("field", "type", "what it says"), _fields(kind))
+
+
+def _objects_in(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
+    """Name the objects that a document is made of, in the order in which they are met."""
+    module = sys.modules[kind.__module__]
+    found: list[type[msgspec.Struct]] = []
+    for field in msgspec.structs.fields(kind):
+        for name in re.findall(r"\b[A-Z]\w+", str(kind.__annotations__[field.name])):
+            if name == "None":
+                continue
+            part = getattr(module, name)
+            found += [part, *_objects_in(part)]
+    return found
+
+
+def _fields(kind: type) -> list[tuple[str, str, str]]:
+    (definition,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(definition, ast.ClassDef)
-    rows = [("`event`", "string", "Always `usage`.")]
+    body = definition.body
+    if isinstance(body[0], ast.Expr):
+        body = body[1:]  # the class's own words
+    rows = []
     # A field, and the string below it.
-    for field, text in zip(definition.body[1::2], definition.body[2::2], strict=True):
+    for field, text in zip(body[::2], body[1::2], strict=True):
         assert isinstance(field, ast.AnnAssign)
         assert isinstance(text, ast.Expr)
         words = str(ast.literal_eval(text.value))
         rows.append((f"`{ast.unparse(field.target)}`", _json_type(field), " ".join(words.split())))
-    return _table(("field", "type", "what it says"), rows)
+    return rows
 
 
 def _json_type(field: ast.AnnAssign) -> str:
+    return " or ".join(_json_name(name) for name in ast.unparse(field.annotation).split(" | "))
+
+
+def _json_name(name: str) -> str:
     names = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
-    names |= {"None": "null", "UnsetType": "absent"}
-    return " or ".join(names[name] for name in ast.unparse(field.annotation).split(" | "))
+    names |= {"None": "null", "UnsetType": "absent", "list[float": "array of number"}
+    names |= {"None]": "null", "list[float]": "array of number", "list[int]": "array of integer"}
+    names |= {"dict[str, int]": "object of integer", "dict[str, list[int]]": "object of arrays"}
+    if name in names:
+        return names[name]
+    if name.startswith("list["):
+        return f"array of {_linked(name[5:-1])}"
+    return _linked(name)
+
+
+def _linked(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
 
 
 def faults_table() -> str:
@@ -296,6 +351,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     OVERHEAD: {"overhead": overhead_table},
     USAGE_LOG: {"fields": fields_table},
     FAULTS: {"faults": faults_table},
+    API: {"documents": documents_tables},
 }
 """The pages, and the tables that each of them has by name."""
 

@@ -22,9 +22,11 @@ from sidecar.account.exposition import (
     render,
     wants_openmetrics,
 )
+from sidecar.account.history import History
 from sidecar.account.identity import Identities, KeyReader, TeamFile
 from sidecar.account.ledger import Ledger
 from sidecar.account.litellm import LiteLLM
+from sidecar.account.live import Live, Setting
 from sidecar.account.log_file import LogFile
 from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from sidecar.account.metrics import Metrics
@@ -33,7 +35,7 @@ from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
 from sidecar.admin.guard import Access, is_loopback
 from sidecar.admin.readiness import Readiness
-from sidecar.config import Settings
+from sidecar.config import Settings, shown_settings
 from sidecar.descriptors import Descriptors
 from sidecar.errors import ConfigError, UpstreamError
 from sidecar.exchange import (
@@ -183,7 +185,18 @@ class Sidecar:
             first_byte_timeout_s=timeouts.first_byte_s,
             capacity=capacity,
         )
-        self.admin = create_admin(self._render, self.readiness, _access(settings))
+        self.history = History(self.metrics, _steady_clock())
+        self.live = Live(
+            self.metrics,
+            self.history,
+            ready=self.readiness.reason,
+            settings=_described(settings),
+            upstream=settings.upstream,
+            settle=self._count_log_failures,
+        )
+        self.admin = create_admin(
+            self._render, self.readiness, _access(settings), self.live.documents()
+        )
         self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
@@ -222,6 +235,10 @@ class Sidecar:
                     look()
                 except Exception as exc:
                     self._contain(exc)
+            try:
+                await self.history.look_after()
+            except Exception as exc:
+                self._contain(exc)
             if self._teams is not None:
                 await self._look_at_teams(self._teams)
 
@@ -392,6 +409,27 @@ class Sidecar:
 
     def _contain(self, exc: Exception) -> None:
         self.ledger.contain("account", exc)
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Make a clock of Unix time that is never set back, or forth."""
+    offset = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset
+
+
+def _described(settings: Settings) -> list[Setting]:
+    """Put what is in force into words, secrets masked."""
+    return [
+        Setting(
+            name=name,
+            value=value,
+            changed=getattr(settings, field_name) != field.default,
+            purpose=field.description or "",
+        )
+        for (name, value), (field_name, field) in zip(
+            shown_settings(settings).items(), Settings.model_fields.items(), strict=True
+        )
+    ]
 
 
 def _access(settings: Settings) -> Access:

@@ -99,6 +99,7 @@ class Lifecycle:
             raise
         self.port: int = self._data_socket.getsockname()[1]
         self.admin_port: int = self._admin_socket.getsockname()[1]
+        sidecar.live.port = self.port
         self.serving = asyncio.Event()
         """Set when both ports answer."""
 
