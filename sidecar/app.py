@@ -7,9 +7,10 @@ import gc
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
@@ -113,6 +114,7 @@ class Sidecar:
             settings.labels,
             compat=settings.compat,
             costs=bool(settings.price_sources),
+            misses=settings.miss_reasons,
             clock=time.time,
         )
         self.registry = registry or CollectorRegistry()
@@ -187,13 +189,24 @@ class Sidecar:
     async def watch(self) -> None:
         """Do what has to be done from time to time, until cancelled."""
         self._settle()
+        works = [self._look_at_upstream(), self._look_round()]
+        if self.prices is not None:
+            works.append(self.prices.keep(self._contain))
+        async with asyncio.TaskGroup() as tasks:
+            for work in works:
+                tasks.create_task(self._by_itself(work))
+
+    async def _by_itself(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do a work whose faults must not end the others."""
+        try:
+            await work
+        except Exception as exc:
+            self._contain(exc)
+
+    async def _look_at_upstream(self) -> None:
         reason = await self._probe()
         if reason is not None:
             logger.warning("upstream_unreachable", extra={"reason": reason})
-        async with asyncio.TaskGroup() as tasks:
-            if self.prices is not None:
-                tasks.create_task(self.prices.keep(self._contain))
-            tasks.create_task(self._look_round())
 
     async def _look_round(self) -> None:
         # What else takes descriptors shows here.

@@ -103,6 +103,16 @@ class Settings(BaseSettings):
         "Token and response series kept in all; later label sets are counted under `other`.",
         "100 to 1000000",
     )
+    miss_reasons: bool = _setting(
+        True,
+        "Tells why requests that asked for caching read nothing; see docs/misses.md.",
+        "true or false",
+    )
+    max_conversations: Annotated[int, Field(ge=100, le=1_000_000)] = _setting(
+        10_000,
+        "Conversations whose hashes are held for that, up to 6 KB each; the least recent leave.",
+        "100 to 1000000",
+    )
     compat: Annotated[tuple[str, ...], NoDecode] = _setting(
         ("v1.83",),
         "LiteLLM's own metric names to export: `v1.83` for its three cache metrics, `v1.100` for "

@@ -116,7 +116,9 @@ class Lifecycle:
             StartError: a server ended by itself.
         """
         sidecar, settings = self._sidecar, self._settings
+        # What these import at their first use is there before anybody's stream.
         await rehearse()
+        await asyncio.to_thread(int)
         edge = partial(Edge, listener=self._listener)
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel)
         # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.

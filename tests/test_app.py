@@ -73,6 +73,27 @@ async def test_an_upgrade_of_litellm_is_noticed(monkeypatch: pytest.MonkeyPatch)
         assert side.value("litellm_sidecar_compat_conflict") == 1
 
 
+async def test_a_fault_of_one_work_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the sidecar does beside its requests goes on when one of these works breaks."""
+    looked = asyncio.Event()
+    monkeypatch.setattr("sidecar.app._WATCH_S", 0.02)
+
+    def look(_: object) -> bool:
+        looked.set()
+        return True
+
+    monkeypatch.setattr("sidecar.descriptors.Descriptors.has_room", look)
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("sidecar.proxy.transport.Transport.probe", broken)
+    monkeypatch.setattr("sidecar.account.price_keeper.PriceKeeper.keep", broken)
+    async with running("http://127.0.0.1:9") as side, asyncio.timeout(5):
+        await looked.wait()
+        assert side.value("litellm_sidecar_internal_errors_total", room="account") == 2
+
+
 def test_nothing_is_imported_while_it_serves() -> None:
     """An import stops every stream for as long as it takes; all come before the first request."""
     done = subprocess.run(

@@ -17,7 +17,6 @@ from tests.support.requirements import require
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
-
 DOCKERFILE = ROOT / "Dockerfile"
 
 
@@ -54,7 +53,7 @@ def test_all_name_the_image_by_the_version_of_the_package() -> None:
     """One version everywhere, and no `latest`."""
     native = DEPLOY / "kubernetes" / "components" / "native-sidecar" / "deployment-patch.yaml"
     helm = DEPLOY / "helm" / "litellm-values.yaml"
-    for path in (COMPOSE, native, helm, ROOT / "README.md"):
+    for path in (COMPOSE, native, helm, ROOT / "docs" / "quickstart.md"):
         found = set(re.findall(r"litellm-cache-sidecar:[\w.-]+", path.read_text()))
         assert found == {IMAGE}, path
     assert f"ARG VERSION={__version__}\n" in DOCKERFILE.read_text()

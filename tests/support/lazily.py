@@ -84,6 +84,7 @@ async def main() -> None:
     counted = sidecar.metrics.http_requests.children
     lifecycle.stop()
     await running
+    upstream.close()
     print(json.dumps({"imported": imported, "answered": sum(v.value for v in counted.values())}))
 
 
