@@ -17,7 +17,6 @@ from tests.support.requirements import require
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
-
 DOCKERFILE = ROOT / "Dockerfile"
 
 
