@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage check format site litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,10 @@ format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python scripts/docs.py
+
+site: $(READY) ## Build the pages into site/, strictly: links and anchors have to hold.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "site/index.html is the first page; for the search: $(BIN)/python -m http.server -d site"
 
 litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run against.
 
@@ -143,4 +147,4 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site

@@ -24,7 +24,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sidecar.errors import ConfigError
 from sidecar.exchange import LABEL_NAMES, PRICE_SOURCES
 
-__all__ = ["PREFIX", "Settings", "load_admin_address", "load_settings", "unknown_settings"]
+__all__ = [
+    "PREFIX",
+    "Settings",
+    "load_admin_address",
+    "load_settings",
+    "shown_settings",
+    "unknown_settings",
+]
 
 PREFIX = "SIDECAR_"
 
@@ -101,6 +108,16 @@ class Settings(BaseSettings):
     max_series: Annotated[int, Field(ge=100, le=1_000_000)] = _setting(
         50_000,
         "Token and response series kept in all; later label sets are counted under `other`.",
+        "100 to 1000000",
+    )
+    miss_reasons: bool = _setting(
+        True,
+        "Tells why requests that asked for caching read nothing; see docs/misses.md.",
+        "true or false",
+    )
+    max_conversations: Annotated[int, Field(ge=100, le=1_000_000)] = _setting(
+        10_000,
+        "Conversations whose hashes are held for that, up to 6 KB each; the least recent leave.",
         "100 to 1000000",
     )
     compat: Annotated[tuple[str, ...], NoDecode] = _setting(
@@ -454,6 +471,19 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         raise ConfigError([_fault(error) for error in exc.errors()]) from None
+
+
+def shown_settings(settings: Settings) -> dict[str, str]:
+    """Write what is in force, by variable, as the environment would; secrets are masked."""
+    return {
+        PREFIX + name.upper(): _shown(getattr(settings, name)) for name in Settings.model_fields
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _fault(error: Any) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "Exchange",
     "InputClass",
     "LogFault",
+    "MissReason",
     "Observation",
     "Observer",
     "Outcome",
@@ -142,6 +143,24 @@ class Outcome(_LabelValue):
     NOT_CACHED = "not_cached"
     NOT_ASKED = "not_asked"
     UNREPORTED = "unreported"
+    UNKNOWN = "unknown"
+
+
+class MissReason(_LabelValue):
+    """Why a request that asked for caching read nothing, from what this sidecar saw itself."""
+
+    NOT_SEEN_HERE = "not_seen_here"
+    """Nothing like it was seen here; through another replica it may have been."""
+    EXPIRED = "expired"
+    """The prefix was used here before, longer ago than it is kept."""
+    CHANGED_SYSTEM = "changed_system"
+    """Against the last one of the same key and model, the system prompt is the first to differ."""
+    CHANGED_TOOLS = "changed_tools"
+    CHANGED_MESSAGES = "changed_messages"
+    OTHER_DEPLOYMENT = "other_deployment"
+    """The prefix is alive, but was written through another deployment of LiteLLM's."""
+    TOO_SHORT = "too_short"
+    """The prefix has fewer tokens than the model keeps."""
     UNKNOWN = "unknown"
 
 

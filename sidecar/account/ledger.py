@@ -23,6 +23,7 @@ from typing import NamedTuple
 from sidecar.account.compat import CompatSeries, UpstreamVersion
 from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
+from sidecar.account.miss_series import MissSeries
 from sidecar.account.money import Money
 from sidecar.account.pricing import Asked, Pricing, asked_of
 from sidecar.account.rates import ATTO, Cost, Unpriced
@@ -157,6 +158,8 @@ class _Series:
     """LiteLLM's own names; None where they are off."""
     money: Money | None
     """None where money is not counted."""
+    misses: MissSeries | None
+    """None where it is not told why caching missed."""
 
 
 class _Place(NamedTuple):
@@ -291,6 +294,8 @@ class Ledger:
         self._series_each = len(InputClass) + len(Outcome) + 1 + len(metrics.compat.families)
         if metrics.costs is not None:
             self._series_each += Money.SERIES
+        if metrics.misses is not None:
+            self._series_each += MissSeries.count(metrics.misses)
         self._series_made = 0
         self._overflowed: set[str] = set()
         self._seen_faults: set[tuple[str, str]] = set()
@@ -574,6 +579,7 @@ class Ledger:
             responses={kind: metrics.responses.child(*values, kind) for kind in Outcome},
             compat=metrics.compat.series(model, team),
             money=Money(metrics.costs, values) if metrics.costs is not None else None,
+            misses=MissSeries(metrics.misses, values) if metrics.misses is not None else None,
         )
         self._series_made += self._series_each
         return series

@@ -31,6 +31,7 @@ class Metrics:
         labels: names of the labels that token series carry.
         compat: which of LiteLLM's own names are exported, as in SIDECAR_COMPAT.
         costs: whether money is counted.
+        misses: whether it is told why caching missed.
         clock: Unix time in seconds.
     """
 
@@ -40,6 +41,7 @@ class Metrics:
         *,
         compat: Collection[str],
         costs: bool = False,
+        misses: bool = False,
         clock: Callable[[], float],
     ) -> None:
         self.store = store = Store(clock)
@@ -65,6 +67,8 @@ class Metrics:
         )
         self.costs: Costs | None = Costs(store, labels) if costs else None
         """What answers cost; None where no source of prices is wanted."""
+        self.misses: Misses | None = Misses(store, labels, costs=costs) if misses else None
+        """Why caching missed; None where nobody wants to know."""
         self.observations = store.counter(
             f"{PREFIX}observations",
             "Exchanges on observed routes by what could be read of the answer: complete, "
@@ -122,6 +126,12 @@ class Metrics:
             "Requests and connections that the sidecar itself turned away, by reason.",
             ("reason",),
         )
+        self.drain_aborts = store.counter(
+            f"{PREFIX}drain_aborts",
+            "Exchanges, WebSockets among them, that were cut or turned away because the time to "
+            "drain was over, or because a second signal came.",
+        )
+        self.drain_aborts.child()  # there at zero, so that the first is an increase
         self.label_overflows = store.counter(
             f"{PREFIX}label_overflows",
             "Exchanges counted under other because a label had reached its limit of values, "
@@ -220,4 +230,40 @@ class Costs:
             "When a source of prices was last read, or the sidecar started if it never was, in "
             "Unix time.",
             ("source",),
+        )
+
+
+class Misses:
+    """The families of what caching missed, and lost."""
+
+    def __init__(self, store: Store, labels: tuple[str, ...], *, costs: bool) -> None:
+        self.reasons = store.counter(
+            f"{PREFIX}cache_misses",
+            "2xx answers to requests that asked for caching and read nothing, by why, as far as "
+            "this sidecar saw it: not_seen_here (another replica may have seen it), expired, "
+            "changed_system, changed_tools, changed_messages (against the last one of the same "
+            "key and model), other_deployment, too_short, unknown.",
+            (*labels, "reason"),
+        )
+        self.never_read = store.counter(
+            f"{PREFIX}cache_write_tokens_never_read",
+            "Tokens written to the prompt cache whose time ran out without a read seen here, by "
+            "how long they were kept.",
+            (*labels, "ttl"),
+        )
+        self.never_read_premium = (
+            store.amount(
+                f"{PREFIX}cache_write_premium_never_read_usd",
+                "What those tokens had cost more than ordinary input, in USD.",
+                (*labels, "ttl"),
+            )
+            if costs
+            else None
+        )
+        """None where money is not counted."""
+        self.evicted = store.counter(
+            f"{PREFIX}cache_prefixes_evicted",
+            "Prefixes forgotten before their time because SIDECAR_MAX_CONVERSATIONS was reached: "
+            "where it rises, misses are called not_seen_here or unknown that have another reason, "
+            "and reads of what was written are overlooked.",
         )

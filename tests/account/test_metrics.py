@@ -15,6 +15,7 @@ def test_names_labels_and_help_stand_still() -> None:
         ("model", "team_alias", "provider"),
         compat=("v1.83", "v1.100"),
         costs=True,
+        misses=True,
         clock=lambda: 0.0,
     )
     lines = [
