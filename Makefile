@@ -23,8 +23,8 @@ PIP := -m pip --disable-pip-version-check --quiet
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(READY) ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
-	$(BIN)/python -m sidecar demo $(if $(ONCE),--once)
+demo: .demo/.ready ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
+	@.demo/bin/python -m sidecar demo $(if $(ONCE),--once)
 
 test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where they are absent.
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
@@ -138,6 +138,14 @@ $(READY): requirements/dev.txt
 	$(BIN)/python $(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
+# Who looks at the demo first does not wait for what the tests need.
+.demo/.ready: requirements/runtime.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
+	@echo "Setting up .demo with $$($(PYTHON) --version); the first time this takes a moment."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) install --no-deps --require-hashes -r $<
+	@touch $@
+
 .litellm/%/.ready: requirements/litellm-%.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .litellm/$*
@@ -153,4 +161,4 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site
+	rm -rf $(VENV) .demo .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site
