@@ -66,27 +66,30 @@ class Prompt(msgspec.Struct):
 
     model: Any = None
     stream: Any = None
-    tools: Raw = _NONE
     cache_control: Raw = _NONE
 
 
 class _Messages(Prompt):
+    tools: Raw = _NONE
     system: Raw = _NONE
     messages: list[_Message] = []
 
 
-class _Converse(Prompt, rename={"tools": "toolConfig"}):
+class _Converse(Prompt):
+    tools: Raw = msgspec.field(default=_NONE, name="toolConfig")
     system: Raw = _NONE
     messages: list[_Message] = []
 
 
 class _Chat(Prompt):
+    tools: Raw = _NONE
     messages: list[_ChatMessage] = []
 
 
-class _Response(Prompt, rename={"system": "instructions", "messages": "input"}):
-    system: Raw = _NONE
-    messages: str | list[_Item] = ""
+class _Response(Prompt):
+    tools: Raw = _NONE
+    system: Raw = msgspec.field(default=_NONE, name="instructions")
+    messages: str | list[_Item] = msgspec.field(default="", name="input")
     previous_response_id: Any = None
     conversation: Any = None
 
@@ -377,7 +380,7 @@ def _plain(content: bytes) -> bytes:
         if found is None:
             return content
         begin = found.end()
-    if content.endswith(b"}]"):
+    if content.endswith(b"}]") and content[-3] not in _BLANKS:
         return content[begin:-2]
     end = len(content[:-1].rstrip()) - 1  # the brace of the last block
     return content[begin:end].rstrip()
