@@ -175,6 +175,8 @@ def test_null_marks_are_no_part_of_a_prompt() -> None:
     with_null = prefix({"messages": [user(text("a", cache_control=None)), tail], "tools": []})
     assert with_null.messages == prefix({"messages": [user(text("a")), tail]}).messages
     assert with_null.tools == prefix({"messages": [tail], "tools": None}).tools
+    automatic = prefix({"messages": [user(text("a")), tail], "cache_control": None})
+    assert automatic == prefix({"messages": [user(text("a")), tail]})
 
 
 def test_what_only_looks_like_a_mark() -> None:
