@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,12 @@ bench-page: $(READY) ## Measure when the live page is seen, and what it costs wi
 bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
 	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
 
+image: $(READY) ## Build the image as root with buildah and debootstrap, without a registry; 100 MB above its base at most.
+	$(BIN)/python scripts/image.py
+
+wheels: $(READY) ## Fetch the image's wheels for amd64 and arm64, by their hashes.
+	$(BIN)/python scripts/wheels.py
+
 check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -57,6 +63,8 @@ check: $(READY) ## Lint, type-check, check who imports whom, the generated docs 
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
 	$(BIN)/python scripts/locks.py
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/hadolint Dockerfile; \
+	else echo "hadolint is not here: the Dockerfile was not linted."; fi
 
 format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/ruff format .

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -29,17 +30,19 @@ from tests.support.calls import body_for  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 SHOTS = {
-    "page": {"color_scheme": "light", "viewport": {"width": 1280, "height": 1130}},
-    "page-dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1130}},
-    "page-narrow": {"color_scheme": "light", "viewport": {"width": 400, "height": 1130}},
+    "page": ("light", 1280, (".top", ".charts")),
+    "page-table": ("dark", 1280, (".by-name", ".pair")),
+    "page-narrow": ("light", 400, (".top", "#chart-tokens")),
 }
+"""Of each picture the theme, the width, and the first and the last part that it shows."""
+_MARGIN_PX = 13
 _CLIENTS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo, take the pictures, and end it; returns the exit code."""
     parser = argparse.ArgumentParser(description="Take the pictures of the live page.")
-    parser.add_argument("--minutes", type=float, default=6.0, help="how long clients go on before")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long clients go on before")
     minutes = parser.parse_args(arguments).minutes
     command = [sys.executable, "-u", "-m", "sidecar", "demo"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
@@ -89,11 +92,18 @@ def _ask(url: str, number: int, stop: threading.Event) -> None:
 
 def _take(url: str) -> None:
     with chromium() as browser:
-        for name, options in SHOTS.items():
-            with opened(browser, url, **options) as tab:
+        for name, (scheme, width, parts) in SHOTS.items():
+            size = {"width": width, "height": 1100}
+            with opened(browser, url, color_scheme=scheme, viewport=size) as tab:
                 tab.page.locator("#chart-money canvas").wait_for()
                 _settle(tab.page)
-                tab.page.screenshot(path=IMAGES / f"{name}.png")
+                first, last = (tab.page.locator(part).bounding_box() for part in parts)
+                assert first is not None
+                assert last is not None
+                top = max(0, first["y"] - _MARGIN_PX)
+                bottom = last["y"] + last["height"] + _MARGIN_PX
+                clip: Any = {"x": 0, "y": top, "width": width, "height": bottom - top}
+                tab.page.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=clip)
 
 
 def _settle(page: Page) -> None:

@@ -46,6 +46,14 @@ def test_all_of_it_is_less_than_150_kb() -> None:
     assert 20_000 < sum(files.values()) < 50_000, files
 
 
+def test_pictures_of_it_are_small() -> None:
+    """They are in the repository, and in everybody's clone of it."""
+    pictures = sorted((ROOT / "docs" / "images").glob("page*.png"))
+
+    assert len(pictures) == 3
+    assert [path.name for path in pictures if path.stat().st_size >= 150_000] == []
+
+
 def test_library_is_the_one_that_was_published_with_its_licence() -> None:
     """uPlot 1.6.32, byte for byte; what is served says whose it is."""
     vendored = STATIC / "vendor"

@@ -95,7 +95,7 @@ function showTiles({ figures, faults }) {
   bar("by-tokens-bar", CLASSES.map(([name, label, colour]) => [label, kinds[name], colour]), "input tokens");
   const asked = outcomes.hit + outcomes.write + outcomes.not_cached;
   put("by-requests", ratio(hits.by_requests));
-  put("by-requests-note", tokens(outcomes.hit, "hits"), " hits of ", tokens(asked, "answers"), " that asked for caching");
+  put("by-requests-note", tokens(outcomes.hit, "hits"), " hits of ", tokens(asked, "answers"), " that asked");
   bar("by-requests-bar", OUTCOMES.map(([name, label, colour]) => [label, outcomes[name], colour]), "answers");
   const unpriced = faults.filter(({ kind }) => kind === "unpriced_responses").reduce((sum, { count: more }) => sum + more, 0);
   if (sums === null) {
@@ -107,7 +107,7 @@ function showTiles({ figures, faults }) {
     put("spent", money(answered ? sums.spent : null));
     put("spent-note", tokens(figures.answers, "answers"), " answers", unpriced ? `, ${exact(unpriced)} without a price` : "");
     put("saved", money(answered ? sums.saved : null));
-    put("saved-note", "writes cost ", money(sums.write_premium), " more");
+    put("saved-note", "writes cost ", money(sums.write_premium));
     put("lost", money(answered ? sums.never_read : null));
   }
   of("lost").classList.toggle("some", sums?.never_read > 0);
