@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 	>/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
+DEMO := .demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LITELLM_VERSIONS := 1.83.10 1.100.5
@@ -23,8 +24,8 @@ PIP := -m pip --disable-pip-version-check --quiet
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: .demo/.ready ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
-	@.demo/bin/python -m sidecar demo $(if $(ONCE),--once)
+demo: $(DEMO)/.ready ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
+	@$(DEMO)/bin/python -m sidecar demo $(if $(ONCE),--once)
 
 test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where they are absent.
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadfile)
@@ -147,9 +148,9 @@ $(READY): requirements/dev.txt
 	@touch $@
 
 # Who looks at the demo first does not wait for what the tests need.
-.demo/.ready: requirements/runtime.txt
+$(DEMO)/.ready: requirements/runtime.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
-	@echo "Setting up .demo with $$($(PYTHON) --version); the first time this takes a moment."
+	@echo "Setting up $(DEMO) with $$($(PYTHON) --version); the first time this takes a moment."
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python $(PIP) install --no-deps --require-hashes -r $<
 	@touch $@
@@ -169,4 +170,4 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .demo .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site
+	rm -rf $(VENV) $(DEMO) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site
