@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-misses bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series doe
 
 bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
 	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
+
+bench-misses: .bench/python/.ready ## Measure what it costs to know why caching missed (ARGS=--against=DIR: and another checkout).
+	@$(BENCH_BIN)/python -m bench.misses $(ARGS)
 
 check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
