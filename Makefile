@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format docs litellm bench bench-scrape bench-idle bench-misses bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-misses bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,11 +44,20 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BENCH_BIN)/python -m bench.scrape
 
+bench-page: $(READY) ## Measure when the live page is seen, and what it costs with 30,000 series (needs Chromium).
+	@$(BIN)/python -m bench.page
+
 bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
 	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
 
 bench-misses: .bench/python/.ready ## Measure what it costs to know why caching missed (ARGS=--against=DIR: and another checkout).
 	@$(BENCH_BIN)/python -m bench.misses $(ARGS)
+
+image: $(READY) ## Build the image as root with buildah and debootstrap, without a registry; 100 MB above its base at most.
+	$(BIN)/python scripts/image.py
+
+wheels: $(READY) ## Fetch the image's wheels for amd64 and arm64, by their hashes.
+	$(BIN)/python scripts/wheels.py
 
 check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
@@ -57,11 +66,20 @@ check: $(READY) ## Lint, type-check, check who imports whom, the generated docs 
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
 	$(BIN)/python scripts/locks.py
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/hadolint Dockerfile; \
+	else echo "hadolint is not here: the Dockerfile was not linted."; fi
 
 format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python scripts/docs.py
+
+site: $(READY) ## Build the pages into site/, strictly: links and anchors have to hold.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "site/index.html is the first page; for the search: $(BIN)/python -m http.server -d site"
+
+screenshots: $(READY) ## Take the pictures of the live page that the docs show (needs Chromium; seven minutes).
+	$(BIN)/python scripts/screenshots.py
 
 litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run against.
 
@@ -146,4 +164,4 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site

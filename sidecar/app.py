@@ -8,9 +8,10 @@ import logging
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
@@ -22,9 +23,11 @@ from sidecar.account.exposition import (
     render,
     wants_openmetrics,
 )
+from sidecar.account.history import History
 from sidecar.account.identity import Identities, KeyReader, TeamFile
 from sidecar.account.ledger import Ledger
 from sidecar.account.litellm import LiteLLM
+from sidecar.account.live import Live, Setting
 from sidecar.account.log_file import LogFile
 from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from sidecar.account.metrics import Metrics
@@ -34,7 +37,7 @@ from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
 from sidecar.admin.guard import Access, is_loopback
 from sidecar.admin.readiness import Readiness
-from sidecar.config import Settings
+from sidecar.config import Settings, shown_settings
 from sidecar.descriptors import Descriptors
 from sidecar.errors import ConfigError, UpstreamError
 from sidecar.exchange import (
@@ -200,19 +203,41 @@ class Sidecar:
             first_byte_timeout_s=timeouts.first_byte_s,
             capacity=capacity,
         )
-        self.admin = create_admin(self._render, self.readiness, _access(settings))
+        self.history = History(self.metrics, _steady_clock())
+        self.live = Live(
+            self.metrics,
+            self.history,
+            ready=self.readiness.reason,
+            settings=_described(settings),
+            upstream=settings.upstream,
+            settle=self._count_log_failures,
+        )
+        self.admin = create_admin(
+            self._render, self.readiness, _access(settings), self.live.documents()
+        )
         self._settled_series = -_SETTLED_SERIES
 
     async def watch(self) -> None:
         """Do what has to be done from time to time, until cancelled."""
         self._settle()
+        works = [self._look_at_upstream(), self._look_round()]
+        if self.prices is not None:
+            works.append(self.prices.keep(self._contain))
+        async with asyncio.TaskGroup() as tasks:
+            for work in works:
+                tasks.create_task(self._by_itself(work))
+
+    async def _by_itself(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do a work whose faults must not end the others."""
+        try:
+            await work
+        except Exception as exc:
+            self._contain(exc)
+
+    async def _look_at_upstream(self) -> None:
         reason = await self._probe()
         if reason is not None:
             logger.warning("upstream_unreachable", extra={"reason": reason})
-        async with asyncio.TaskGroup() as tasks:
-            if self.prices is not None:
-                tasks.create_task(self.prices.keep(self._contain))
-            tasks.create_task(self._look_round())
 
     async def _look_round(self) -> None:
         # What else takes descriptors shows here.
@@ -230,6 +255,10 @@ class Sidecar:
                     look()
                 except Exception as exc:
                     self._contain(exc)
+            try:
+                await self.history.look_after()
+            except Exception as exc:
+                self._contain(exc)
             if self._teams is not None:
                 await self._look_at_teams(self._teams)
 
@@ -406,6 +435,27 @@ class Sidecar:
 
     def _contain(self, exc: Exception) -> None:
         self.ledger.contain("account", exc)
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Make a clock of Unix time that is never set back, or forth."""
+    offset = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset
+
+
+def _described(settings: Settings) -> list[Setting]:
+    """Put what is in force into words, secrets masked."""
+    return [
+        Setting(
+            name=name,
+            value=value,
+            changed=getattr(settings, field_name) != field.default,
+            purpose=field.description or "",
+        )
+        for (name, value), (field_name, field) in zip(
+            shown_settings(settings).items(), Settings.model_fields.items(), strict=True
+        )
+    ]
 
 
 def _access(settings: Settings) -> Access:

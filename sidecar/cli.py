@@ -26,10 +26,10 @@ from sidecar.account.price_report import price_lines
 from sidecar.account.rates import STANDARD
 from sidecar.app import Sidecar
 from sidecar.config import (
-    PREFIX,
     Settings,
     load_admin_address,
     load_settings,
+    shown_settings,
     unknown_settings,
 )
 from sidecar.descriptors import raise_limit
@@ -87,8 +87,8 @@ def check() -> None:
     """Check the settings and whether LiteLLM answers, and show both."""
     settings = load_settings()
     sidecar = Sidecar(settings)
-    for name in Settings.model_fields:
-        _say(f"{PREFIX}{name.upper()}={_shown(getattr(settings, name))}")
+    for name, value in shown_settings(settings).items():
+        _say(f"{name}={value}")
     for warning in unknown_settings(os.environ):
         _say(f"warning: {warning}", err=True)
 
@@ -305,12 +305,6 @@ def demo(once: bool) -> None:
 def _say(text: str, *, err: bool = False) -> None:
     """Print a line for a person."""
     click.echo(shown(text), err=err)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:

@@ -24,7 +24,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sidecar.errors import ConfigError
 from sidecar.exchange import LABEL_NAMES, PRICE_SOURCES
 
-__all__ = ["PREFIX", "Settings", "load_admin_address", "load_settings", "unknown_settings"]
+__all__ = [
+    "PREFIX",
+    "Settings",
+    "load_admin_address",
+    "load_settings",
+    "shown_settings",
+    "unknown_settings",
+]
 
 PREFIX = "SIDECAR_"
 
@@ -464,6 +471,19 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         raise ConfigError([_fault(error) for error in exc.errors()]) from None
+
+
+def shown_settings(settings: Settings) -> dict[str, str]:
+    """Write what is in force, by variable, as the environment would; secrets are masked."""
+    return {
+        PREFIX + name.upper(): _shown(getattr(settings, name)) for name in Settings.model_fields
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _fault(error: Any) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from sidecar.admin.app import rehearse
 from sidecar.app import Sidecar
 from sidecar.errors import StartError
 from sidecar.proxy.edge import Edge, Limits, Listener, Patrol
@@ -98,6 +99,7 @@ class Lifecycle:
             raise
         self.port: int = self._data_socket.getsockname()[1]
         self.admin_port: int = self._admin_socket.getsockname()[1]
+        sidecar.live.port = self.port
         self.serving = asyncio.Event()
         """Set when both ports answer."""
 
@@ -115,6 +117,9 @@ class Lifecycle:
             StartError: a server ended by itself.
         """
         sidecar, settings = self._sidecar, self._settings
+        # What these import at their first use is there before anybody's stream.
+        await rehearse()
+        await asyncio.to_thread(int)
         edge = partial(Edge, listener=self._listener)
         data = _server(sidecar.relay, http=edge, ws=sidecar.tunnel)
         # Both ports have the same edge: uvicorn's own has no limits for slow clients and heads.
@@ -185,6 +190,9 @@ class Lifecycle:
         server.should_exit = True
         await _first(serving, self._now.wait(), asyncio.sleep(timeout_s))
         cut = set(server.server_state.tasks)
+        if listener is self._listener:
+            # Before they end: a scrape that shows all of them at their end shows this as well.
+            self._sidecar.metrics.drain_aborts.child().add(len(cut))
         for task in cut:
             task.cancel()
         if cut:

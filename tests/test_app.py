@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import subprocess
+import sys
 
 import pytest
 
 from tests.support.process import free_port
-from tests.support.running import running, until
+from tests.support.running import ROOT, running, until
 from tests.support.wire import Received, ask, upstream
 
 pytestmark = pytest.mark.anyio
@@ -68,3 +71,38 @@ async def test_an_upgrade_of_litellm_is_noticed(monkeypatch: pytest.MonkeyPatch)
                 await asyncio.sleep(0.02)
         assert side.value("litellm_sidecar_upstream_info", version="1.83.10") == 0
         assert side.value("litellm_sidecar_compat_conflict") == 1
+
+
+async def test_a_fault_of_one_work_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the sidecar does beside its requests goes on when one of these works breaks."""
+    looked = asyncio.Event()
+    monkeypatch.setattr("sidecar.app._WATCH_S", 0.02)
+
+    def look(_: object) -> bool:
+        looked.set()
+        return True
+
+    monkeypatch.setattr("sidecar.descriptors.Descriptors.has_room", look)
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("sidecar.proxy.transport.Transport.probe", broken)
+    monkeypatch.setattr("sidecar.account.price_keeper.PriceKeeper.keep", broken)
+    async with running("http://127.0.0.1:9") as side, asyncio.timeout(5):
+        await looked.wait()
+        assert side.value("litellm_sidecar_internal_errors_total", room="account") == 2
+
+
+def test_nothing_is_imported_while_it_serves() -> None:
+    """An import stops every stream for as long as it takes; all come before the first request."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.support.lazily"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    assert said["answered"] >= 7
+    assert {line: names for line, names in said["imported"].items() if names} == {}

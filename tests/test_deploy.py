@@ -6,28 +6,18 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from sidecar import __version__, app, lifecycle, logs
+from sidecar import __version__
 from sidecar.config import PREFIX, Settings
+from tests.support.manifests import IMAGE, read, stopping_s
 from tests.support.requirements import require
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
-MANIFEST = DEPLOY / "kubernetes" / "pod.yaml"
 DOCKERFILE = ROOT / "Dockerfile"
-IMAGE = f"litellm-cache-sidecar:{__version__}"
-
-Json = dict[str, Any]
-
-
-def read(path: Path) -> list[Json]:
-    """Read all documents of a YAML file."""
-    return list(yaml.safe_load_all(path.read_text()))
 
 
 def run(*command: str, directory: Path = ROOT) -> None:
@@ -36,18 +26,6 @@ def run(*command: str, directory: Path = ROOT) -> None:
         command, cwd=directory, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def stopping_s(environment: dict[str, str]) -> float:
-    """Add up how long a sidecar with this environment may take to stop."""
-    names = ("drain_delay_s", "drain_timeout_s", "final_scrape_wait_s")
-    # On both ports what is cut has its time.
-    fixed = 2 * lifecycle._CANCELLED_TASKS_S + lifecycle._LAST_ANSWERS_S
-    fixed += app._FLUSH_S + logs._Handler._FLUSH_S
-    return fixed + sum(
-        float(environment.get(PREFIX + name.upper(), Settings.model_fields[name].default))
-        for name in names
-    )
 
 
 def settings_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
@@ -73,7 +51,9 @@ def test_yaml_parses(path: Path) -> None:
 
 def test_all_name_the_image_by_the_version_of_the_package() -> None:
     """One version everywhere, and no `latest`."""
-    for path in (COMPOSE, MANIFEST, ROOT / "README.md"):
+    native = DEPLOY / "kubernetes" / "components" / "native-sidecar" / "deployment-patch.yaml"
+    helm = DEPLOY / "helm" / "litellm-values.yaml"
+    for path in (COMPOSE, native, helm, ROOT / "docs" / "quickstart.md"):
         found = set(re.findall(r"litellm-cache-sidecar:[\w.-]+", path.read_text()))
         assert found == {IMAGE}, path
     assert f"ARG VERSION={__version__}\n" in DOCKERFILE.read_text()
@@ -96,15 +76,15 @@ def test_callback_is_named_by_its_instance() -> None:
 
 
 def test_image_is_built_from_pinned_and_hashed_parts() -> None:
-    """Both stages name the same full tag, and every package is installed by its hash."""
+    """Both stages begin with the same full tag, and every package is installed by its hash."""
     text = DOCKERFILE.read_text()
 
-    images = re.findall(r"(?m)^FROM (\S+)", text)
-    assert len(set(images)) == 1
-    assert re.fullmatch(r"python:3\.13\.\d+-slim-\w+", images[0])
-    installs = re.findall(r"pip.* install \\?\s*(.*)", text)
+    assert re.findall(r"(?m)^FROM (\S+)", text) == ["${BASE}"] * 2
+    assert re.search(r"(?m)^ARG BASE=python:3\.13\.\d+-slim-trixie$", text)
+    installs = re.findall(r"pip.* install(.*\\\n.*)", text)
+    assert len(installs) == 3
     assert [line for line in installs if "--require-hashes" not in line] == [
-        "--no-deps --no-index dist/*.whl"
+        " --no-compile \\\n        --no-deps --no-index --find-links dist litellm-cache-sidecar \\"
     ]
 
 
@@ -201,147 +181,3 @@ def test_grace_period_that_the_docs_ask_for(path: str) -> None:
     match = re.search(r"(\d+) seconds with the defaults", (ROOT / path).read_text())
     assert match is not None
     assert int(match[1]) > stopping_s({})
-
-
-# Kubernetes
-
-
-@pytest.fixture
-def pod() -> Json:
-    """The pod of the deployment."""
-    spec: Json = read(MANIFEST)[0]["spec"]["template"]["spec"]
-    return spec
-
-
-@pytest.fixture
-def sidecar(pod: Json) -> Json:
-    """The sidecar's container."""
-    (container,) = pod["initContainers"]
-    assert isinstance(container, dict)
-    return container
-
-
-def environment_of(container: Json) -> dict[str, str]:
-    """The container's environment as names and values."""
-    return {entry["name"]: entry["value"] for entry in container["env"]}
-
-
-def test_sidecar_of_the_pod_is_a_native_one(pod: Json, sidecar: Json) -> None:
-    """An init container that stays, in a pod whose Services do not write into its settings."""
-    assert sidecar["restartPolicy"] == "Always"
-    assert pod["enableServiceLinks"] is False
-
-
-def test_settings_of_the_pod_are_good(
-    sidecar: Json, pod: Json, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are read without a fault, and lead to LiteLLM's port."""
-    settings = settings_of(environment_of(sidecar), monkeypatch)
-
-    (litellm,) = pod["containers"]
-    assert settings.upstream == f"http://127.0.0.1:{litellm['ports'][0]['containerPort']}"
-    assert [port["containerPort"] for port in sidecar["ports"]] == [
-        settings.port,
-        settings.admin_port,
-    ]
-
-
-def test_pod_gives_the_sidecar_the_time_to_stop(pod: Json, sidecar: Json) -> None:
-    """LiteLLM's hook waits for the whole drain, and the pod's grace period for both."""
-    drain_s = stopping_s(environment_of(sidecar))
-    hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
-    match = re.search(r"monotonic\(\) \+ (\d+)", hook)
-    assert match is not None
-
-    assert drain_s < float(match[1]) < pod["terminationGracePeriodSeconds"]
-    compile(hook, "preStop", "exec")
-    compile(sidecar["lifecycle"]["preStop"]["exec"]["command"][-1], "preStop", "exec")
-
-
-def test_probes_of_the_sidecar_ask_its_admin_port(sidecar: Json) -> None:
-    """Readiness alone depends on LiteLLM."""
-    paths = {}
-    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert sidecar[name]["httpGet"]["port"] == "sidecar-metrics"
-        paths[name] = sidecar[name]["httpGet"]["path"]
-
-    assert paths == {
-        "startupProbe": "/healthz",
-        "livenessProbe": "/healthz",
-        "readinessProbe": "/readyz",
-    }
-
-
-def test_sidecar_of_the_pod_has_no_privileges(sidecar: Json) -> None:
-    """The image's own user, nothing writable, no capabilities."""
-    context = sidecar["securityContext"]
-
-    assert f"USER {context['runAsUser']}:{context['runAsGroup']}\n" in DOCKERFILE.read_text()
-    assert context["runAsNonRoot"] is True
-    assert context["readOnlyRootFilesystem"] is True
-    assert context["allowPrivilegeEscalation"] is False
-    assert context["capabilities"] == {"drop": ["ALL"]}
-
-
-def test_service_leads_to_the_sidecar_alone(pod: Json, sidecar: Json) -> None:
-    """All its ports are the sidecar's, and none is one that LiteLLM's ServiceMonitor takes."""
-    deployment, service = read(MANIFEST)
-    names = {port["name"] for port in sidecar["ports"]}
-
-    assert {port["targetPort"] for port in service["spec"]["ports"]} == names
-    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
-    assert service["metadata"]["labels"] != deployment["metadata"]["labels"]
-    ports = [*sidecar["ports"], *pod["containers"][0]["ports"], *service["spec"]["ports"]]
-    assert all(port["name"] != "http" and len(port["name"]) <= 15 for port in ports)
-
-
-# Prometheus
-
-
-def promtool(*arguments: str) -> None:
-    """Run promtool where the Prometheus files are."""
-    program = require(shutil.which("promtool"), "promtool")
-
-    run(program, *arguments, directory=DEPLOY / "prometheus")
-
-
-def test_prometheus_configuration_is_valid() -> None:
-    """promtool accepts it and the rules that it names."""
-    promtool("check", "config", "prometheus.yml")
-
-
-def test_recording_rules_are_valid() -> None:
-    """promtool finds nothing to say about them."""
-    promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml")
-
-
-def test_recording_rules_compute_what_they_say() -> None:
-    """The unit tests beside them pass."""
-    promtool("test", "rules", "rules_test.yml")
-
-
-def test_prometheus_scrapes_often_enough_for_the_last_scrape() -> None:
-    """The sidecar's wait at its end is longer than the interval."""
-    (config,) = read(DEPLOY / "prometheus" / "prometheus.yml")
-    interval = float(config["global"]["scrape_interval"].removesuffix("s"))
-
-    assert interval < Settings.model_fields["final_scrape_wait_s"].default
-
-
-def test_scrape_keeps_one_meaning_for_each_name() -> None:
-    """LiteLLM's own series of the three names go, and nothing else of it; the sidecar's stay."""
-    (config,) = read(DEPLOY / "prometheus" / "prometheus.yml")
-    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
-
-    def dropped(job: str, name: str) -> bool:
-        rules = jobs[job]["metric_relabel_configs"]
-        assert all(rule["action"] == "drop" for rule in rules)
-        return any(re.fullmatch(rule["regex"], name) for rule in rules)
-
-    for stem in ("cached_tokens", "cache_hits", "cache_misses"):
-        assert dropped("litellm", f"litellm_{stem}_metric_total")
-        assert not dropped("litellm-sidecar", f"litellm_{stem}_metric_total")
-    assert not dropped("litellm", "litellm_spend_metric_total")
-    assert not dropped("litellm", "litellm_provider_cache_read_input_tokens_metric_total")
-    assert not dropped("litellm-sidecar", "litellm_sidecar_input_tokens_total")
-    assert dropped("litellm-sidecar", "litellm_sidecar_input_tokens_created")

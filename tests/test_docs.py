@@ -1,9 +1,9 @@
-"""The README says what is so: generated tables, names, and its own example."""
+"""The pages say what is so: generated tables, names, and their own examples."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from scripts import docs
 from sidecar.account.identity import NO_TEAM, TeamFile
 from sidecar.account.lookups import LOOKUP_RESULTS
+from sidecar.account.rates import Unpriced
 from sidecar.cli import cli
 from sidecar.config import PREFIX, Settings
 from sidecar.exchange import (
@@ -18,11 +19,9 @@ from sidecar.exchange import (
     InputClass,
     LogFault,
     Outcome,
-    RefusalReason,
     Rewrite,
     Route,
     Status,
-    UpstreamFault,
 )
 from sidecar.report import GROUPINGS
 
@@ -42,24 +41,23 @@ SPEAKING = [
 ]
 
 
-def named(path: Path) -> str:
+def named(value: object) -> str | None:
     """Name a file in a test's id."""
-    return str(path.relative_to(ROOT))
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else None
 
 
-def test_generated_tables_are_those_of_today() -> None:
+@pytest.mark.parametrize("page", docs.PAGES, ids=named)
+def test_generated_tables_are_those_of_today(page: Path) -> None:
     """`scripts/docs.py` would change nothing."""
-    text, faults = README.read_text(), docs.FAULTS.read_text()
+    text = page.read_text()
 
-    assert docs.rewritten(text) == text
-    assert docs.rewritten(faults, {"faults": docs.faults_table}) == faults
+    assert docs.rewritten(text, docs.PAGES[page]) == text
 
 
-def test_page_of_the_usage_log_is_that_of_today() -> None:
-    """Its fields are those that are written, and every reason of a failure is explained."""
+def test_page_of_the_usage_log_is_complete() -> None:
+    """Every reason of a failure, and every name to group by, is explained."""
     text = docs.USAGE_LOG.read_text()
 
-    assert docs.rewritten(text, {"fields": docs.fields_table}) == text
     assert [fault for fault in LogFault if f"| `{fault}` |" not in text] == []
     choices = text.replace("`model,team_alias`", "`model`, `team_alias`")
     assert [name for name in GROUPINGS if f"`{name}`" not in choices] == []
@@ -73,7 +71,7 @@ def test_check_says_what_differs(
     stale = README.read_text().replace("| `SIDECAR_PORT` | `4001` |", "| `SIDECAR_PORT` | `1` |")
     page = tmp_path / "README.md"
     page.write_text(stale)
-    monkeypatch.setattr(docs, "README", page)
+    monkeypatch.setattr(docs, "PAGES", {page: docs.PAGES[README]})
 
     assert docs.main(["--check"]) == 1
     assert "\n+| `SIDECAR_PORT` | `4001` |" in capsys.readouterr().out
@@ -115,35 +113,29 @@ def test_every_metric_that_is_mentioned_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("page", "names"),
     [
-        pytest.param(LABEL_NAMES, id="labels"),
-        pytest.param(InputClass, id="cache"),
-        pytest.param(Outcome, id="outcome"),
-        pytest.param(Status, id="status"),
-        pytest.param(Rewrite, id="result"),
-        pytest.param(Route, id="route"),
-        pytest.param(RefusalReason, id="reason"),
-        pytest.param(tuple(cli.commands), id="commands"),
+        pytest.param("metrics", LABEL_NAMES, id="labels"),
+        pytest.param("metrics", InputClass, id="cache"),
+        pytest.param("metrics", Route, id="route"),
+        pytest.param("accuracy", Outcome, id="outcome"),
+        pytest.param("accuracy", Status, id="status"),
+        pytest.param("rewriting", Rewrite, id="result"),
+        pytest.param("prices", [reason for reason in Unpriced if "rate" not in reason], id="price"),
     ],
 )
-def test_every_name_of_a_closed_set_is_on_the_page(names: Iterator[str]) -> None:
-    """Values that operators meet in labels, and commands, are explained."""
-    text = README.read_text()
+def test_every_name_of_a_closed_set_is_on_its_page(page: str, names: Iterable[str]) -> None:
+    """Values that operators meet in labels are explained."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
 
-    assert [
-        name for name in names if f"`{name}`" not in text and f"`sidecar {name}" not in text
-    ] == []
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
-def test_every_reason_of_an_answer_of_our_own_is_on_the_page() -> None:
-    """All values of `x-sidecar-error`; what breaks after the head has none."""
-    text = README.read_text()
-    after_the_head = {UpstreamFault.IDLE_TIMEOUT, UpstreamFault.BODY_CUT}
+def test_every_command_is_on_its_page() -> None:
+    """What can be typed is explained."""
+    text = (ROOT / "docs" / "commands.md").read_text()
 
-    assert [
-        fault for fault in set(UpstreamFault) - after_the_head if f"`{fault}`" not in text
-    ] == []
+    assert [name for name in cli.commands if f"| `sidecar {name}" not in text] == []
 
 
 def test_example_of_a_team_file_can_be_used(tmp_path: Path) -> None:
@@ -162,18 +154,12 @@ def test_example_of_a_team_file_can_be_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in SPEAKING if path.suffix == ".md"], ids=named)
 def test_every_file_that_is_mentioned_exists(path: Path) -> None:
-    """Paths of the repository and links within a page lead somewhere."""
+    """Paths of the repository lead somewhere; tests/test_site.py follows the links."""
     text = path.read_text()
-    paths = re.findall(r"`((?:deploy|scripts|sidecar|requirements)/[\w./-]+)`", text)
-    linked = re.findall(r"\]\(([\w./-]+)\)", text)
-    headings = {
-        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
-        for title in re.findall(r"(?m)^#+ (.+)$", text)
-    }
+    folders = "bench|deploy|docs|fuzz|requirements|scripts|sidecar|tests"
+    paths = re.findall(rf"`((?:{folders})/[\w./-]+)`", text)
 
     assert [name for name in paths if not (ROOT / name).exists()] == []
-    assert [name for name in linked if not (path.parent / name).exists()] == []
-    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= headings
 
 
 def test_results_of_look_ups_are_on_their_page() -> None:

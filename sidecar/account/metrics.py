@@ -126,6 +126,12 @@ class Metrics:
             "Requests and connections that the sidecar itself turned away, by reason.",
             ("reason",),
         )
+        self.drain_aborts = store.counter(
+            f"{PREFIX}drain_aborts",
+            "Exchanges, WebSockets among them, that were cut or turned away because the time to "
+            "drain was over, or because a second signal came.",
+        )
+        self.drain_aborts.child()  # there at zero, so that the first is an increase
         self.label_overflows = store.counter(
             f"{PREFIX}label_overflows",
             "Exchanges counted under other because a label had reached its limit of values, "

@@ -1,7 +1,7 @@
-"""The admin port: metrics, probes, and a page that says where they are.
+"""The admin port: metrics, probes, the live page and the documents that it shows.
 
-It knows Starlette and what it is handed: a way to render metrics, and the state of readiness.
-It must not know what is counted.
+It knows Starlette and what it is handed: a way to render metrics, the state of readiness, and
+what makes documents. It must not know what is counted.
 """
 
 from __future__ import annotations
@@ -9,22 +9,32 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message
 
-from sidecar import __version__
+from sidecar.admin import page
 from sidecar.admin.guard import Access, Guard
 from sidecar.admin.readiness import Readiness
 
-__all__ = ["create_admin"]
+__all__ = ["WINDOWS", "create_admin", "rehearse"]
 
 Render = Callable[[str, str | None], tuple[str, Iterator[bytes]]]
 """Takes an Accept header and the address of a Prometheus scraper (None for anybody else);
 returns the content type and the text in slices."""
+
+Document = Callable[[str], Awaitable[bytes]]
+"""Takes the name of a window; returns JSON."""
+
+WINDOWS = ("15m", "1h", "6h", "start")
+"""Names of windows; the first is meant where none is named."""
+
+_PIECE_BYTES = 32 * 1024
+"""How much of a document is compressed in one go: well under 1 ms."""
 
 _TURNS = 5
 """Turns of the loop between two slices. A chunk of a stream takes a few of them on its way
@@ -33,20 +43,20 @@ through the sidecar; with one alone it would wait for a slice at each of its ste
 # RFC 9110 section 12.5.3: a weight of zero refuses it.
 _GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))(?:;|,|$)", re.IGNORECASE)
 
-_PAGE = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>LiteLLM cache sidecar</title>
-<meta name="viewport" content="width=device-width">
-<h1>LiteLLM cache sidecar {__version__}</h1>
-<p>Counts the provider's prompt cache in front of LiteLLM.</p>
-<ul><li><a href="metrics">/metrics</a> for Prometheus</li>
-<li><a href="healthz">/healthz</a>: the process answers</li>
-<li><a href="readyz">/readyz</a>: it takes requests, and LiteLLM can be reached</li></ul>
-</html>
-"""
 
+def create_admin(
+    render: Render,
+    readiness: Readiness,
+    access: Access,
+    documents: Mapping[str, Document] | None = None,
+) -> Guard:
+    """Make the application on the admin port. The files of the page are read for it.
 
-def create_admin(render: Render, readiness: Readiness, access: Access) -> Guard:
-    """Make the application on the admin port."""
+    Args:
+        documents: what `/api/v1/` serves, by name; `docs/api.md` describes each.
+    """
+
+    files = page.read_files()
 
     async def metrics(request: Request) -> Response:
         # Prometheus names its time-out in each scrape; curl and browsers do not.
@@ -55,10 +65,7 @@ def create_admin(render: Render, readiness: Readiness, access: Access) -> Guard:
             scraper = request.client.host
         content_type, slices = render(request.headers.get("accept", ""), scraper)
         headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
-        if _GZIP.search(request.headers.get("accept-encoding", "")):
-            headers["content-encoding"] = "gzip"
-            slices = _compressed(slices)
-        return StreamingResponse(_paced(slices), headers=headers)
+        return _streamed(request, slices, headers)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -69,9 +76,34 @@ def create_admin(render: Render, readiness: Readiness, access: Access) -> Guard:
             return PlainTextResponse("ready\n")
         return PlainTextResponse(f"{reason}\n", status_code=503)
 
-    async def index(_: Request) -> Response:
-        policy = {"content-security-policy": "default-src 'none'"}
-        return HTMLResponse(_PAGE, headers=policy)
+    async def index(request: Request) -> Response:
+        return page.answer(request, files["index.html"], gzipped=_takes_gzip(request))
+
+    async def file(request: Request) -> Response:
+        found = files.get(request.path_params["name"])
+        if found is None:
+            return PlainTextResponse("There is no such file.\n", 404)
+        return page.answer(request, found, gzipped=_takes_gzip(request))
+
+    async def sign_in(request: Request) -> Response:
+        # The page itself, which asks for the token when the documents are refused.
+        answer = page.answer(
+            request, files["index.html"], gzipped=_takes_gzip(request), status_code=401
+        )
+        answer.headers["cache-control"] = "no-store"
+        return answer
+
+    def serve(document: Document) -> Callable[[Request], Awaitable[Response]]:
+        async def served(request: Request) -> Response:
+            window = request.query_params.get("window", WINDOWS[0])
+            if window not in WINDOWS:
+                return PlainTextResponse(f"window is one of {', '.join(WINDOWS)}.\n", 400)
+            text = await document(window)
+            pieces = (text[at : at + _PIECE_BYTES] for at in range(0, len(text), _PIECE_BYTES))
+            headers = {"content-type": "application/json", "cache-control": "no-store"}
+            return _streamed(request, pieces, headers | {"vary": "accept-encoding"})
+
+        return served
 
     admin = Starlette(
         routes=[
@@ -79,9 +111,43 @@ def create_admin(render: Render, readiness: Readiness, access: Access) -> Guard:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/", index),
+            Route(f"{page.STATIC}{{name:path}}", file),
+            *[
+                Route(f"/api/v1/{name}", serve(document))
+                for name, document in (documents or {}).items()
+            ],
         ]
     )
-    return Guard(admin, access)
+    return Guard(admin, access, sign_in)
+
+
+def _takes_gzip(request: Request) -> bool:
+    return bool(_GZIP.search(request.headers.get("accept-encoding", "")))
+
+
+def _streamed(request: Request, slices: Iterator[bytes], headers: dict[str, str]) -> Response:
+    if _takes_gzip(request):
+        headers["content-encoding"] = "gzip"
+        slices = _compressed(slices)
+    return StreamingResponse(_paced(slices), headers=headers)
+
+
+async def rehearse() -> None:
+    """Send a streamed answer to nobody.
+
+    What Starlette imports for its first one takes 12 to 19 ms: done before the sidecar serves,
+    that stops nobody's stream.
+    """
+
+    async def receive() -> Message:
+        await asyncio.Future()
+        raise AssertionError
+
+    async def send(_: Message) -> None:
+        pass
+
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+    await StreamingResponse(_paced(iter(())))(scope, receive, send)
 
 
 async def _paced(slices: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,8 +1,9 @@
 """Who may see what on the admin port.
 
-It stands in front of all that is served there: a page that is added later is guarded without
-its doing. What is open is named below; everything else, a path that does not exist included,
+It stands in front of all that is served there: what is added later is guarded without its
+doing. What is open is named below; everything else, a path that does not exist included,
 wants the token, or to be asked for on this machine, or the operator's word that it is open.
+The files of the page are open: they are the same everywhere, and hold no data.
 
 What a browser may be talked into by another site is kept out, too: no header of ours lets
 another origin read an answer, and where being on this machine is all that is asked for, a
@@ -15,18 +16,21 @@ from __future__ import annotations
 import binascii
 import hmac
 from base64 import b64decode
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["Access", "Guard", "is_loopback"]
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _METRICS = "/metrics"
+_FILES = "/static/"
 _METHODS = ("GET", "HEAD")
 _ON_ALL = {
     "x-content-type-options": "nosniff",
@@ -34,7 +38,11 @@ _ON_ALL = {
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
 }
-_CHALLENGE = 'Basic realm="sidecar", charset="UTF-8", Bearer realm="sidecar"'
+_BEARER = 'Bearer realm="sidecar"'
+_CHALLENGE = f'Basic realm="sidecar", charset="UTF-8", {_BEARER}'
+
+SignIn = Callable[[Request], Awaitable[Response]]
+"""Makes the answer with which a browser is asked for the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +62,14 @@ class Access:
 class Guard:
     """Lets through what is allowed."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, sign_in: SignIn | None = None) -> None:
         self._app = app
         self._access = access
+        self._sign_in = sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a request."""
-        method, headers = scope["method"], Headers(scope=scope)
+        method = scope["method"]
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -73,20 +82,29 @@ class Guard:
         if method not in _METHODS:
             app = PlainTextResponse("Only GET and HEAD.\n", 405, {"allow": ", ".join(_METHODS)})
         elif not self._is_open(scope["path"]):
-            app = self._refusal(headers) or app
+            app = await self._refusal(Request(scope)) or app
         await app(scope, receive, send_on)
 
     def _is_open(self, path: str) -> bool:
-        return path in _PROBES or (path == _METRICS and not self._access.metrics_guarded)
+        if path == _METRICS:
+            return not self._access.metrics_guarded
+        return path in _PROBES or path.startswith(_FILES)
 
-    def _refusal(self, headers: Headers) -> PlainTextResponse | None:
+    async def _refusal(self, request: Request) -> Response | None:
         """Say why not; None if nothing is against it."""
-        access = self._access
+        access, headers = self._access, request.headers
         if access.token_hash is not None:
             if hmac.compare_digest(_presented(headers), access.token_hash):
                 return None
+            if self._sign_in is not None and _is_person(request):
+                answer = await self._sign_in(request)
+                # With `Basic` among them a browser would ask in its own way, for a name, too.
+                answer.headers["www-authenticate"] = _BEARER
+                return answer
+            # The page asks for the token itself; with `Basic` offered the browser would, too.
+            own = "application/json" in headers.get("accept", "")
             return PlainTextResponse(
-                "The token is wanted.\n", 401, {"www-authenticate": _CHALLENGE}
+                "The token is wanted.\n", 401, {"www-authenticate": _BEARER if own else _CHALLENGE}
             )
         if access.open:
             return None
@@ -124,6 +142,11 @@ def _presented(headers: Headers) -> bytes:
     elif scheme.lower() != "bearer":
         token = b""
     return sha256(token).digest()
+
+
+def _is_person(request: Request) -> bool:
+    """Whether somebody wants to look at the page."""
+    return request.scope["path"] == "/" and "text/html" in request.headers.get("accept", "")
 
 
 def _names_this_machine(host: str) -> bool:

@@ -31,6 +31,7 @@ from sidecar.demo.provider import Books, PromptCache, create_provider
 from sidecar.demo.show import (
     make_console,
     show_litellm_series,
+    show_page,
     show_played,
     show_tables,
     show_verdict,
@@ -79,6 +80,8 @@ async def run_demo(*, once: bool) -> int:
                 timeout=_CALL_TIMEOUT_S,
             )
         )
+        if not once:
+            show_page(console, lifecycle.admin_port)
         metrics_url = f"http://127.0.0.1:{lifecycle.admin_port}/metrics"
         played = await _play_round(client, books, stop)
         if stop.is_set():

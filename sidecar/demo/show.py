@@ -27,6 +27,7 @@ from sidecar.demo.traffic import SEARCH
 __all__ = [
     "make_console",
     "show_litellm_series",
+    "show_page",
     "show_played",
     "show_tables",
     "show_verdict",
@@ -122,11 +123,17 @@ def show_litellm_series(console: Console, exposition: str) -> None:
             console.print(line, soft_wrap=True)
 
 
+def show_page(console: Console, admin_port: int) -> None:
+    """Say where everything can be watched from now on."""
+    console.print("The live page, while this runs:", style="bold")
+    console.print(f"  http://127.0.0.1:{admin_port}/\n", soft_wrap=True)
+
+
 def show_where_to_look(console: Console, port: int, admin_port: int, usage_log: Path) -> None:
     """Say where the running sidecar can be looked at, and how to ask it something."""
     admin = f"http://127.0.0.1:{admin_port}"
     console.print("\nWhere to look while this runs:", style="bold")
-    for what, path in (("metrics", "/metrics"), ("page", "/"), ("readiness", "/readyz")):
+    for what, path in (("page", "/"), ("metrics", "/metrics"), ("readiness", "/readyz")):
         console.print(f"  {what:<10} {admin}{path}", soft_wrap=True)
     console.print(f"  {'usage log':<10} {usage_log}", soft_wrap=True)
     console.print("Sum its usage log up, one line an exchange:", style="bold")

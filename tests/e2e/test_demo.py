@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -200,7 +201,10 @@ def test_traffic_goes_on_where_it_says(tmp_path: Path) -> None:
     with running(tmp_path) as (child, said):
         urls = dict(re.findall(r"^  (metrics|page|readiness) +(http://\S+)$", said, re.MULTILINE))
         assert fetch(urls["readiness"]) == "ready\n"
-        assert "metrics" in fetch(urls["page"])
+        assert said.startswith(f"The live page, while this runs:\n  {urls['page']}\n")
+        assert "Prompt cache" in fetch(urls["page"])
+        told = json.loads(fetch(f"{urls['page']}api/v1/summary?window=start"))
+        assert told["requests"]["finished"] >= _requests(fetch(urls["metrics"])) - 1 > 0
         deadline = time.monotonic() + TIMEOUT_S
         before = _requests(fetch(urls["metrics"]))
         while _requests(fetch(urls["metrics"])) < before + 2:

@@ -106,7 +106,9 @@ async def test_running_stream_ends_whole(clouds: Clouds, tmp_path: Path) -> None
         assert not answer.done()
         # Metrics and probes go on to the end.
         assert await readiness(sidecar) == (503, b"draining\n")
-        assert of(await metrics(sidecar), "litellm_sidecar_http_requests_in_flight") == 1
+        rows = await metrics(sidecar)
+        assert of(rows, "litellm_sidecar_http_requests_in_flight") == 1
+        assert ("litellm_sidecar_drain_aborts_total", {}, 0) in rows
 
         whole = await asyncio.wait_for(answer, 10)
         assert whole.complete
@@ -199,6 +201,8 @@ async def test_stream_that_hangs_is_cut_and_counted(clouds: Clouds, tmp_path: Pa
         assert of(last, written, model=model, cache="uncached") == entry.input_tokens
         assert of(last, "litellm_sidecar_observations_total", model=model, status="partial") == 1
         assert of(last, "litellm_sidecar_http_requests_in_flight") == 0
+        assert of(shown[0], "litellm_sidecar_drain_aborts_total") == 1
+        assert of(last, "litellm_sidecar_drain_aborts_total") == 1
         assert logged(sidecar, "final_scrape")
 
 

@@ -12,6 +12,8 @@ from tests.support.calls import body_for
 from tests.support.clouds import create_clouds, serving
 from tests.support.running import Running, running, until
 
+pytestmark = pytest.mark.anyio
+
 MODEL = "claude-sonnet-4-5-20250929"
 
 

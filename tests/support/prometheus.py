@@ -47,6 +47,7 @@ class Prometheus:
         rule_files: Sequence[Path] = (),
         scrape_options: Mapping[str, Any] | None = None,
         scrape_interval: str = "1s",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Say what to scrape; nothing is started or written yet.
 
@@ -56,10 +57,15 @@ class Prometheus:
             rule_files: rules to evaluate, at the scrape interval.
             scrape_options: added to every scrape job (`metric_relabel_configs` and the like).
             scrape_interval: Prometheus's notation.
+            config: a whole configuration, in the place of all of these but `targets`, which
+                replace those of its jobs.
         """
         self.log = directory / "prometheus.log"
         self._directory = directory
-        self._config = _config(targets, rule_files, scrape_options or {}, scrape_interval)
+        if config is None:
+            self._config = _config(targets, rule_files, scrape_options or {}, scrape_interval)
+        else:
+            self._config = _aimed(config, targets)
         self._port = 0
         self._process: ManagedProcess | None = None
 
@@ -106,8 +112,8 @@ class Prometheus:
         assert self._process is not None, "not started"
         self._process.stop()
 
-    def query(self, expression: str) -> list[Sample]:
-        """Evaluate an instant query now.
+    def query(self, expression: str, *, at: float | None = None) -> list[Sample]:
+        """Evaluate an instant query, now or at a Unix time.
 
         Returns:
             Labels (metric name as `__name__` included) and value of each row; a scalar is one row
@@ -117,7 +123,8 @@ class Prometheus:
             ValueError: when Prometheus refuses the expression; with its words.
         """
         try:
-            data = self._api("/api/v1/query", {"query": expression})
+            time_ = {} if at is None else {"time": f"{at:.3f}"}
+            data = self._api("/api/v1/query", {"query": expression} | time_)
         except urllib.error.HTTPError as refused:
             with refused:
                 raise ValueError(refused.read().decode(errors="replace")) from refused
@@ -125,6 +132,38 @@ class Prometheus:
         if data["resultType"] == "scalar":
             return [({}, float(result[1]))]
         return [(dict(row["metric"]), float(row["value"][1])) for row in result]
+
+    def rules(self) -> list[dict[str, Any]]:
+        """All rules as Prometheus has them: `name`, `health`, `lastError` and so on."""
+        groups = self._api("/api/v1/rules", {})["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def query_range(
+        self, expression: str, *, begin: float, end: float, step_s: float
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """Evaluate a query at every step between two Unix times, as a graph does.
+
+        Returns:
+            Labels of each series, and its points: time and value.
+
+        Raises:
+            ValueError: when Prometheus refuses the expression; with its words.
+        """
+        span = {"start": f"{begin:.3f}", "end": f"{end:.3f}", "step": f"{step_s:g}"}
+        try:
+            data = self._api("/api/v1/query_range", {"query": expression} | span)
+        except urllib.error.HTTPError as refused:
+            with refused:
+                raise ValueError(refused.read().decode(errors="replace")) from refused
+        return [
+            (dict(row["metric"]), [(float(at), float(value)) for at, value in row["values"]])
+            for row in data["result"]
+        ]
+
+    def label_values(self, metric: str, label: str) -> list[str]:
+        """The values that a label has on the series of a metric."""
+        values: list[str] = self._api(f"/api/v1/label/{label}/values", {"match[]": metric})
+        return values
 
     def wait_for_scrapes(self, number: int, *, timeout_s: float = 30.0) -> None:
         """Wait until every target was scraped successfully so many more times.
@@ -157,7 +196,7 @@ class Prometheus:
             time.sleep(0.2)
         return rows
 
-    def _api(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+    def _api(self, path: str, parameters: Mapping[str, str]) -> Any:
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(
             f"{self.url}{path}?{query}", timeout=_REQUEST_TIMEOUT_S
@@ -173,6 +212,15 @@ class Prometheus:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+def _aimed(config: Mapping[str, Any], targets: Mapping[str, str | Sequence[str]]) -> dict[str, Any]:
+    jobs = []
+    for job in config["scrape_configs"]:
+        named = targets[job["job_name"]]
+        addresses = [named] if isinstance(named, str) else list(named)
+        jobs.append(job | {"static_configs": [{"targets": addresses}]})
+    return dict(config) | {"scrape_configs": jobs}
 
 
 def _config(

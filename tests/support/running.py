@@ -140,6 +140,7 @@ def sidecar_process(
     wait: bool = True,
     max_open_files: int | None = None,
     module: str = "sidecar",
+    ports: tuple[int, int] | None = None,
 ) -> Iterator[SidecarProcess]:
     """Run `sidecar serve` as a user would.
 
@@ -148,8 +149,9 @@ def sidecar_process(
         wait: until it serves.
         max_open_files: the limit of its process; that of this one if not given.
         module: what has the command `serve`.
+        ports: for clients and of the admin port; free ones if not given.
     """
-    port, admin_port = free_port(), free_port()
+    port, admin_port = ports or (free_port(), free_port())
     settings = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
