@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-misses bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ bench-page: $(READY) ## Measure when the live page is seen, and what it costs wi
 
 bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
 	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
+
+bench-misses: .bench/python/.ready ## Measure what it costs to know why caching missed (ARGS=--against=DIR: and another checkout).
+	@$(BENCH_BIN)/python -m bench.misses $(ARGS)
 
 image: $(READY) ## Build the image as root with buildah and debootstrap, without a registry; 100 MB above its base at most.
 	$(BIN)/python scripts/image.py
