@@ -7,7 +7,10 @@ import os
 from collections.abc import Generator, Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import Scheduling
 
+from tests.support.schedule import RigScheduling
 from tests.support.secrets import LogWatch, keys_in
 
 _log_watch = LogWatch()
@@ -16,6 +19,12 @@ _log_watch = LogWatch()
 def pytest_configure() -> None:
     """Watch what is logged, from the first test on."""
     _log_watch.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """Share the tests out by rig where it is asked for by file."""
+    return RigScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)

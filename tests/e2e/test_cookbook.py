@@ -42,7 +42,7 @@ QUERIES = re.findall(
     r"(?m)^## (\d+)\. |```promql\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text(), re.DOTALL
 )
 
-pytestmark = pytest.mark.parametrize("litellm", ["1.83.10"], indirect=True)
+pytestmark = pytest.mark.parametrize("litellm", ["1.83.10"], indirect=True, ids=["litellm-1.83.10"])
 
 # USD per million tokens of the models that are asked: Bedrock's `us.` costs a tenth more.
 _USD = {

@@ -7,58 +7,22 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.calls import ask_now, body_for, post, request, samples
-from tests.support.clouds import Clouds
-from tests.support.litellm import MASTER_KEY, STAR, VERSIONS, LiteLLM, find_litellm
-from tests.support.litellm_database import Database
+from tests.support.litellm import MASTER_KEY, STAR, LiteLLM
+from tests.support.litellm_database import VIEWER, KeyedLiteLLM
 from tests.support.prometheus import Prometheus, find_prometheus
 from tests.support.requirements import require
 from tests.support.running import SidecarProcess, sidecar_process
 
 ROOT = Path(__file__).parents[2]
-VIEWER = "sk-viewer-1"
 RESPONSES = "litellm_sidecar_responses_total"
 LOOKUPS = "litellm_sidecar_identity_lookups_total"
 MODEL = "claude-direct"
-
-
-@dataclass(frozen=True, slots=True)
-class Rig:
-    """A LiteLLM that has keys of its own."""
-
-    litellm: LiteLLM
-    database: Database
-
-
-@pytest.fixture(scope="module", params=VERSIONS)
-def rig(
-    request: pytest.FixtureRequest, clouds: Clouds, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rig]:
-    """Run a real LiteLLM of each version that looks keys up, without the callback."""
-    version = request.param
-    require(find_litellm(version), f"LiteLLM {version}")
-    directory = tmp_path_factory.mktemp("litellm-keys")
-    database = Database(directory)
-    database.put_user("viewer", "proxy_admin_viewer")
-    database.put_user("somebody", "internal_user")
-    database.put_key(VIEWER, user_id="viewer")
-    with LiteLLM(
-        version,
-        clouds.url,
-        directory,
-        identity_headers=False,
-        database=True,
-        # It keeps what it knows of a key for a minute, unless told otherwise.
-        general_settings={"user_api_key_cache_ttl": 1},
-        environment={"DEFAULT_MANAGEMENT_OBJECT_IN_MEMORY_CACHE_TTL": "1"},
-    ) as running:
-        yield Rig(running, database)
 
 
 def rows(sidecar: SidecarProcess, name: str) -> list[tuple[dict[str, str], float]]:
@@ -100,16 +64,16 @@ def test_callback_names_team_and_key(litellm: LiteLLM, tmp_path: Path, *, stream
         assert names == [(STAR.team_alias, STAR.key_alias)]
 
 
-def test_look_ups_name_team_and_key(rig: Rig, tmp_path: Path) -> None:
+def test_look_ups_name_team_and_key(keyed: KeyedLiteLLM, tmp_path: Path) -> None:
     """A key with the role of a viewer is enough to learn the names of all keys, one question a
     key; a key that changes team is followed."""
-    rig.database.put_team("t1", "Équipe ★")
-    rig.database.put_key("sk-one", team_id="t1", key_alias="ci/β", user_id="somebody")
-    rig.database.put_key("sk-alone", user_id="somebody")
+    keyed.database.put_team("t1", "Équipe ★")
+    keyed.database.put_key("sk-one", team_id="t1", key_alias="ci/β", user_id="somebody")
+    keyed.database.put_key("sk-alone", user_id="somebody")
     secret = tmp_path / "secret"
     secret.write_text(f"{VIEWER}\n")
     settings = {
-        "SIDECAR_UPSTREAM": rig.litellm.url,
+        "SIDECAR_UPSTREAM": keyed.litellm.url,
         "SIDECAR_LITELLM_KEY_FILE": str(secret),
         "SIDECAR_IDENTITY_TTL_S": "2",
         "SIDECAR_LABELS": "team_alias,api_key_alias",
@@ -130,9 +94,9 @@ def test_look_ups_name_team_and_key(rig: Rig, tmp_path: Path) -> None:
         assert value(sidecar, LOOKUPS, source="key_info", result="not_found") == 1
         assert value(sidecar, LOOKUPS, source="team_list", result="found") == 1
 
-        rig.database.put_team("t2", None)
-        rig.database.put_team("t3", 'new, "quoted" \\ 100%')
-        rig.database.put_key("sk-one", team_id="t3", key_alias="ci/β", user_id="somebody")
+        keyed.database.put_team("t2", None)
+        keyed.database.put_team("t3", 'new, "quoted" \\ 100%')
+        keyed.database.put_key("sk-one", team_id="t3", key_alias="ci/β", user_id="somebody")
         changed = time.monotonic()
         while not counted('new, "quoted" \\ 100%', "ci/β"):
             assert time.monotonic() - changed < 15
@@ -143,12 +107,12 @@ def test_look_ups_name_team_and_key(rig: Rig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["sk-nobody", "sk-plain"])
-def test_role_that_is_too_low(rig: Rig, tmp_path: Path, key: str) -> None:
+def test_role_that_is_too_low(keyed: KeyedLiteLLM, tmp_path: Path, key: str) -> None:
     """A key without the role, or none at all, costs the names, and the log says what is wrong."""
-    rig.database.put_key("sk-plain", user_id="somebody")
-    rig.database.put_team("t1", "red")
-    rig.database.put_key("sk-two", team_id="t1", user_id="else")
-    settings = {"SIDECAR_UPSTREAM": rig.litellm.url, "SIDECAR_LITELLM_KEY": key}
+    keyed.database.put_key("sk-plain", user_id="somebody")
+    keyed.database.put_team("t1", "red")
+    keyed.database.put_key("sk-two", team_id="t1", user_id="else")
+    settings = {"SIDECAR_UPSTREAM": keyed.litellm.url, "SIDECAR_LITELLM_KEY": key}
     with sidecar_process(tmp_path, settings) as sidecar:
         call(sidecar.url, "sk-two")
         wait(lambda: value(sidecar, RESPONSES, team_alias="unknown") == 1)
@@ -174,16 +138,16 @@ FORMS: list[list[tuple[str, str]]] = [
 ]
 
 
-def test_key_is_the_one_that_litellm_takes(rig: Rig, tmp_path: Path) -> None:
+def test_key_is_the_one_that_litellm_takes(keyed: KeyedLiteLLM, tmp_path: Path) -> None:
     """In whatever header it stands and whatever else is there: what the sidecar counts by hash
     is what LiteLLM itself does."""
-    settings = {"SIDECAR_UPSTREAM": rig.litellm.url, "SIDECAR_LABELS": "hashed_api_key"}
+    settings = {"SIDECAR_UPSTREAM": keyed.litellm.url, "SIDECAR_LABELS": "hashed_api_key"}
     taken = []
     with sidecar_process(tmp_path, settings) as sidecar:
         for number, form in enumerate(FORMS):
             keys = [f"sk-form-{number}-{place}" for place in range(len(form))]
             for key in keys:
-                rig.database.put_key(key, user_id="somebody")
+                keyed.database.put_key(key, user_id="somebody")
             taken.append(hashlib.sha256(keys[0].encode()).hexdigest())
             # Last in the request stands what goes first.
             lines = [
@@ -199,8 +163,8 @@ def test_key_is_the_one_that_litellm_takes(rig: Rig, tmp_path: Path) -> None:
         counted = {labels["hashed_api_key"] for labels, n in rows(sidecar, RESPONSES) if n}
     assert counted == set(taken)
     theirs = "litellm_proxy_total_requests_metric_total"
-    rig.litellm.wait_for_metric(f'hashed_api_key="{taken[-1]}"')
-    found = [labels for name, labels, _ in samples(rig.litellm.metrics()) if name == theirs]
+    keyed.litellm.wait_for_metric(f'hashed_api_key="{taken[-1]}"')
+    found = [labels for name, labels, _ in samples(keyed.litellm.metrics()) if name == theirs]
     used = {labels["hashed_api_key"] for labels in found if labels["route"] == "/v1/messages"}
     others = {
         hashlib.sha256(f"sk-form-{number}-1".encode()).hexdigest() for number in range(len(FORMS))
@@ -216,22 +180,22 @@ def join() -> str:
     return str(expression)
 
 
-def test_prometheus_joins_the_names(rig: Rig, tmp_path: Path) -> None:
+def test_prometheus_joins_the_names(keyed: KeyedLiteLLM, tmp_path: Path) -> None:
     """Without callback, key or file: the join of the page gives each key's series the names that
     LiteLLM has for it, also while a key that changed team has two."""
     require(find_prometheus(), "Prometheus")
-    rig.database.put_team("t1", "Équipe ★")
-    rig.database.put_team("t2", "blue")
-    rig.database.put_key("sk-join-1", team_id="t1", key_alias="ci", user_id="somebody")
-    rig.database.put_key("sk-join-2", user_id="somebody", key_alias="alone")
+    keyed.database.put_team("t1", "Équipe ★")
+    keyed.database.put_team("t2", "blue")
+    keyed.database.put_key("sk-join-1", team_id="t1", key_alias="ci", user_id="somebody")
+    keyed.database.put_key("sk-join-2", user_id="somebody", key_alias="alone")
     settings = {
-        "SIDECAR_UPSTREAM": rig.litellm.url,
+        "SIDECAR_UPSTREAM": keyed.litellm.url,
         "SIDECAR_LABELS": "model,team_alias,hashed_api_key",
     }
     with sidecar_process(tmp_path, settings) as sidecar:
         targets = {
             "sidecar": sidecar.admin_url.removeprefix("http://"),
-            "litellm": f"{rig.litellm.url.removeprefix('http://')}/metrics/",
+            "litellm": f"{keyed.litellm.url.removeprefix('http://')}/metrics/",
         }
         (tmp_path / "prometheus").mkdir()
         with Prometheus(targets, tmp_path / "prometheus") as prometheus:
@@ -259,7 +223,7 @@ def test_prometheus_joins_the_names(rig: Rig, tmp_path: Path) -> None:
             named = joined()
             assert set(named) == {("Équipe ★", "ci"), ("None", "alone")}
 
-            rig.database.put_key("sk-join-1", team_id="t2", key_alias="ci", user_id="somebody")
+            keyed.database.put_key("sk-join-1", team_id="t2", key_alias="ci", user_id="somebody")
             both = f'litellm_proxy_total_requests_metric_total{{hashed_api_key="{hashes[0]}"}}'
             deadline = time.monotonic() + 20
             while len(prometheus.query(f"count by (team_alias) ({both})")) < 2:

@@ -49,7 +49,7 @@ TEAMS = {"Team Red": RED, "Team Blue": BLUE, "None": LONER}
 
 Counts = Counter[tuple[str, ...]]
 
-newer = pytest.mark.parametrize("litellm", ["1.100.5"], indirect=True)
+newer = pytest.mark.parametrize("litellm", ["1.100.5"], indirect=True, ids=["litellm-1.100.5"])
 
 
 @dataclass(frozen=True, slots=True)

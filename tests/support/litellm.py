@@ -5,6 +5,25 @@ not know the sidecar: what is started here is what an operator already has.
 
 Contract: everything it writes is under the directory it is given, several may run at once, and
 the process group is ended when the context ends.
+
+Each start takes ten seconds of a processor. So tests share one LiteLLM of each version for the
+whole session, by the fixtures of `tests/e2e/conftest.py`:
+
+- `litellm` has the shipped callback and `DEFAULT_IDENTITIES`; `clouds` are its providers, `front`
+  is a sidecar before it, `prometheus` scrapes both. A test that needs a sidecar with other settings
+  starts one of its own before the same LiteLLM.
+- `keyed` looks keys up, without the callback: put keys, users and teams of your own into its
+  tables.
+
+A test that uses one of them runs once with each version, and no other test runs beside it with the
+same LiteLLM: what `clouds.books` get in the meantime is its own. What others left is there, though:
+ask with a topic of your own (or clear `clouds.cache`) where the first call has to write, count
+what was added, and leave the LiteLLM as it was (`applied` does).
+
+One version alone is `parametrize("litellm", ["1.100.5"], indirect=True, ids=["litellm-1.100.5"])`:
+by that name `tests.support.schedule` knows which process has it. One of your own, for what must be
+broken, ended, or configured so that it means something else (`with LiteLLM(...)`), belongs to one
+file.
 """
 
 from __future__ import annotations

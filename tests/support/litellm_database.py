@@ -13,10 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Database"]
+from tests.support.litellm import LiteLLM
+
+__all__ = ["VIEWER", "Database", "KeyedLiteLLM"]
+
+VIEWER = "sk-viewer-1"
+"""A key that may look all others up; whoever uses the shared rig leaves it as it is."""
 
 _MODULE = '''\
 import json
@@ -145,3 +151,11 @@ class Database:
         tables = {name: list(rows.values()) for name, rows in self._tables.items()}
         fresh.write_text(json.dumps(tables))
         os.replace(fresh, path)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedLiteLLM:
+    """A LiteLLM that looks keys up, and its tables."""
+
+    litellm: LiteLLM
+    database: Database

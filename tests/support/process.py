@@ -1,6 +1,7 @@
 """Child processes of the test rig: free ports, readiness, the end of a whole process group.
 
-Contract: what is started here is ended here, by its own id, within a bounded time.
+Contract: what is started here is ended here, by its own id, within a bounded time; also when this
+process is killed, or ends without its fixtures, as it does at a test's time-out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +26,19 @@ _TERM_WAIT_S = 10.0
 _KILL_WAIT_S = 5.0
 
 
+# Reads "+ group" and "- group", and at the end of its input kills the groups that are left.
+_REAPER = """
+groups=
+while read -r sign group; do
+  case $sign$groups in
+    +*) groups="$groups $group " ;;
+    -*" $group "*) groups="${groups%% $group *} ${groups#* $group }" ;;
+  esac
+done
+for group in $groups; do kill -s KILL -- "-$group"; done
+"""
+
+
 class ReadinessError(RuntimeError):
     """A child ended, or was not ready in time; the text has the end of its log."""
 
@@ -33,10 +48,58 @@ def coverage_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
 
 
+# The sockets of the last ports that were given away.
+_reserved: deque[socket.socket] = deque(maxlen=64)
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago; good enough for a child that cannot inherit a socket."""
-    with socket.create_server((host, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody else is given, for a child that cannot inherit a socket.
+
+    The port stays bound here, but without a listener: on Linux the child may bind it beside this,
+    as all servers do with `SO_REUSEADDR`, while no other process gets it when it asks for any.
+    """
+    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((host, 0))
+    if len(_reserved) == _reserved.maxlen:
+        _reserved.popleft().close()
+    _reserved.append(reserved)
+    return int(reserved.getsockname()[1])
+
+
+class _Reaper:
+    """A process that outlives this one, to end the groups that this one has not ended."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def add(self, group: int) -> None:
+        """End this group, should this process not come to it."""
+        self._write(f"+ {group}\n")
+
+    def remove(self, group: int) -> None:
+        """Forget a group that has ended, before its number is another's."""
+        self._write(f"- {group}\n")
+
+    def _write(self, line: str) -> None:
+        if self._child is None or self._owner != os.getpid():
+            self._owner = os.getpid()
+            self._child = subprocess.Popen(
+                ["sh", "-c", _REAPER],
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # What is sent to the terminal's group must not reach it.
+                start_new_session=True,
+            )
+        assert self._child.stdin is not None
+        self._child.stdin.write(line.encode())
+        self._child.stdin.flush()
+
+
+_reaper = _Reaper()
 
 
 class ManagedProcess:
@@ -72,6 +135,7 @@ class ManagedProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        _reaper.add(self._child.pid)
 
     @property
     def pid(self) -> int:
@@ -117,6 +181,7 @@ class ManagedProcess:
         # Also when the leader has ended: a worker of it may still be there.
         self._signal(signal.SIGKILL)
         self._child.wait(_KILL_WAIT_S)
+        _reaper.remove(self._child.pid)
         if self._watched:
             assert_no_keys(self.log.read_bytes(), f"the output in {self.log}")
 
