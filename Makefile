@@ -41,8 +41,8 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 	$(BIN)/python -m coverage combine --quiet --append
 	$(BIN)/python -m coverage report --fail-under=97
 
-bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
-	@$(BENCH_BIN)/python -m bench.scrape
+bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream (ARGS='--series 4000').
+	@$(BENCH_BIN)/python -m bench.scrape $(ARGS)
 
 bench-page: $(READY) ## Measure when the live page is seen, and what it costs with 30,000 series (needs Chromium).
 	@$(BIN)/python -m bench.page
