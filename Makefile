@@ -65,6 +65,7 @@ check: $(READY) ## Lint, type-check, check who imports whom, the generated docs 
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
+	$(BIN)/python scripts/dashboard.py --check
 	$(BIN)/python scripts/locks.py
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/hadolint Dockerfile; \
 	else echo "hadolint is not here: the Dockerfile was not linted."; fi
@@ -73,6 +74,10 @@ format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/dashboard.py
+
+dashboard: $(READY) ## Write the Grafana dashboard from its source, scripts/dashboard.py.
+	$(BIN)/python scripts/dashboard.py
 
 site: $(READY) ## Build the pages into site/, strictly: links and anchors have to hold.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
