@@ -18,7 +18,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test unit coverage check format site litellm bench bench-scrape bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,8 +44,17 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 bench-scrape: .bench/python/.ready ## Measure what a scrape of 30,000 series does to a stream.
 	@$(BENCH_BIN)/python -m bench.scrape
 
+bench-page: $(READY) ## Measure when the live page is seen, and what it costs with 30,000 series (needs Chromium).
+	@$(BIN)/python -m bench.page
+
 bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients and 500 streams take.
 	@$(BENCH_BIN)/python -m bench.idle $(ARGS)
+
+image: $(READY) ## Build the image as root with buildah and debootstrap, without a registry; 100 MB above its base at most.
+	$(BIN)/python scripts/image.py
+
+wheels: $(READY) ## Fetch the image's wheels for amd64 and arm64, by their hashes.
+	$(BIN)/python scripts/wheels.py
 
 check: $(READY) ## Lint, type-check, check who imports whom, the generated docs and the locks.
 	$(BIN)/ruff format --check .
@@ -54,6 +63,8 @@ check: $(READY) ## Lint, type-check, check who imports whom, the generated docs 
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 	$(BIN)/python scripts/docs.py --check
 	$(BIN)/python scripts/locks.py
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/hadolint Dockerfile; \
+	else echo "hadolint is not here: the Dockerfile was not linted."; fi
 
 format: $(READY) ## Format the code and regenerate the docs.
 	$(BIN)/ruff format .
@@ -63,6 +74,9 @@ format: $(READY) ## Format the code and regenerate the docs.
 site: $(READY) ## Build the pages into site/, strictly: links and anchors have to hold.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "site/index.html is the first page; for the search: $(BIN)/python -m http.server -d site"
+
+screenshots: $(READY) ## Take the pictures of the live page that the docs show (needs Chromium; seven minutes).
+	$(BIN)/python scripts/screenshots.py
 
 litellm: $(LITELLM_READY) ## Install the LiteLLM versions that the tests run against.
 

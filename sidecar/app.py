@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import secrets
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -30,6 +31,7 @@ from sidecar.account.live import Live, Setting
 from sidecar.account.log_file import LogFile
 from sidecar.account.lookups import LOOKUP_RESULTS, Lookups
 from sidecar.account.metrics import Metrics
+from sidecar.account.misses import MissTracker
 from sidecar.account.price_keeper import PriceKeeper
 from sidecar.account.usage_log import UsageLog
 from sidecar.admin.app import create_admin
@@ -49,6 +51,7 @@ from sidecar.exchange import (
     Tap,
 )
 from sidecar.lines import Channel, LineWriter, Losses
+from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.request import BodyReader
 from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
@@ -74,16 +77,26 @@ through a thousand in less than 1 ms."""
 class _Observer:
     """Makes the readers of `observe` for the relay."""
 
-    def __init__(self, max_request_bytes: int, prices: PriceKeeper | None) -> None:
+    def __init__(
+        self, max_request_bytes: int, prices: PriceKeeper | None, *, prefixes: bool
+    ) -> None:
         self._max_request_bytes = max_request_bytes
         self._prices = prices
+        salt = secrets.randbits(64)
+        self._prefixes: dict[Dialect, PrefixReader] = {}
+        if prefixes:
+            self._prefixes = {dialect: PrefixReader(dialect, salt) for dialect in Dialect}
 
     def _ttls_wanted(self) -> bool:
         return self._prices is not None and self._prices.pricing.ttls_wanted
 
     def read_request(self, route: Route, dialect: Dialect, headers: RawHeaders) -> RequestReader:
         return BodyReader(
-            headers, self._max_request_bytes, ttls=self._ttls_wanted(), dialect=dialect
+            headers,
+            self._max_request_bytes,
+            ttls=self._ttls_wanted(),
+            dialect=dialect,
+            prefixes=self._prefixes.get(dialect),
         )
 
     def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
@@ -144,12 +157,14 @@ class Sidecar:
             self.metrics.upstream_info,
             conflict.child("v1.100") if "v1.100" in settings.compat else None,
         )
+        self.misses = self._miss_tracker(settings)
         self.ledger = Ledger(
             self.metrics,
             outcome_of,
             identities=self._identities(settings),
             keys=KeyReader(settings.key_header),
             pricing=self.prices.pricing if self.prices is not None else None,
+            misses=self.misses,
             usage_log=self._usage_log,
             upstream=self._upstream_version,
             max_label_values=settings.max_label_values,
@@ -171,7 +186,10 @@ class Sidecar:
         capacity = Capacity(settings.max_concurrent_requests or None)
         self.relay = Relay(
             self.upstream,
-            observer or _Observer(settings.max_request_capture_bytes, self.prices),
+            observer
+            or _Observer(
+                settings.max_request_capture_bytes, self.prices, prefixes=self.misses is not None
+            ),
             self.ledger,
             forwarded,
             rewriting=self._rewriter(settings),
@@ -226,6 +244,8 @@ class Sidecar:
         looks: list[Callable[[], object]] = [self._settle, self.descriptors.has_room]
         if self._usage_log is not None:
             looks.append(self._usage_log.look_after)
+        if self.misses is not None:
+            looks.append(self.misses.sweep)
         while True:
             await asyncio.sleep(_WATCH_S)
             self._upstream_version.due = True
@@ -357,6 +377,12 @@ class Sidecar:
             refresh_s=settings.price_refresh_s,
             clock=time.time,
         )
+
+    def _miss_tracker(self, settings: Settings) -> MissTracker | None:
+        if self.metrics.misses is None:
+            return None
+        evicted = self.metrics.misses.evicted.child()
+        return MissTracker(time.monotonic, evicted, max_conversations=settings.max_conversations)
 
     def _identities(self, settings: Settings) -> Identities | None:
         """Put together what knows keys; None where nothing does."""

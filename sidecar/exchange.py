@@ -19,6 +19,7 @@ __all__ = [
     "NO_USAGE",
     "PRICE_SOURCES",
     "Accounts",
+    "Breakpoint",
     "Dialect",
     "End",
     "Exchange",
@@ -28,6 +29,7 @@ __all__ = [
     "Observation",
     "Observer",
     "Outcome",
+    "Prefix",
     "RawHeaders",
     "RefusalReason",
     "Remarks",
@@ -356,6 +358,37 @@ NO_REMARKS = Remarks()
 """Nothing was said."""
 
 
+class Breakpoint(NamedTuple):
+    """A place in a prompt up to which it is to be cached."""
+
+    digest: bytes
+    """Of the prefix that ends here: 16 bytes each for tools, system and messages, as far as it
+    reaches."""
+    ttl_s: int
+    """How long it is to be kept, in seconds; 0 where the request does not ask for it."""
+    size: int
+    """Bytes of the prefix."""
+    messages: int
+    """How many whole messages are in it."""
+
+
+class Prefix(NamedTuple):
+    """What can be cached of a prompt: salted digests, and nothing that could be read."""
+
+    tools: bytes
+    """Digest of the tools, 16 bytes."""
+    system: bytes
+    messages: bytes
+    """Digest of the messages up to each one's end, 16 bytes each, in their order."""
+    second: bytes
+    """Digest of the second message alone; empty without one. An answer is seldom said twice, so
+    that it tells a conversation whose first message has changed."""
+    breakpoints: tuple[Breakpoint, ...]
+    """In their order, at least one and at most four."""
+    size: int
+    """Bytes of the whole prompt."""
+
+
 class RequestFacts(NamedTuple):
     """What the request body asked for; `None` where it could not be read."""
 
@@ -367,6 +400,8 @@ class RequestFacts(NamedTuple):
     """Whether a `cache_control` stands anywhere in the request."""
     hour_asked: bool | None = None
     """Whether one of them asks for the TTL of one hour; `None` where nobody wanted to know."""
+    prefix: Prefix | None = None
+    """What can be cached; `None` where nobody wanted to know, or nothing was asked for."""
 
 
 class Observation(NamedTuple):

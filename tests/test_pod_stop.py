@@ -33,7 +33,7 @@ STREAMED = (
     b'POST /v1/messages HTTP/1.1\r\nHost: llm.test\r\nContent-Length: 14\r\n\r\n{"model": "m"}'
 )
 TIMES = {
-    "SIDECAR_DRAIN_DELAY_S": "0.5",
+    "SIDECAR_DRAIN_DELAY_S": "0",
     "SIDECAR_DRAIN_TIMEOUT_S": "20",
     "SIDECAR_FINAL_SCRAPE_WAIT_S": "5",
 }
@@ -48,7 +48,7 @@ async def answer(reader, writer):
             await reader.readexactly(14)
         writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\n")
         writer.write(b"content-length: %d\\r\\n\\r\\n" % len(body) + body[:200])
-        await asyncio.sleep(2 if slow else 0)
+        await asyncio.sleep(3 if slow else 0)
         writer.write(body[200:])
 
 async def main():
@@ -111,13 +111,12 @@ def hooks_of(manifests: Manifests, sidecar: SidecarProcess) -> dict[str, list[st
             interpreter, option, text = hook["exec"]["command"]
             assert re.fullmatch(r"python3?", interpreter)
             assert text.count(old) == 1
-            text = text.replace(old, new).replace("time.sleep(3)", "time.sleep(0.5)")
-            hooks[name] = [sys.executable, option, text]
+            hooks[name] = [sys.executable, option, text.replace(old, new)]
     return hooks
 
 
 @contextlib.asynccontextmanager
-async def pod(manifests: Manifests, directory: Path) -> AsyncIterator[Pod]:
+async def pod(manifests: Manifests, directory: Path, **times: str) -> AsyncIterator[Pod]:
     """Start both containers."""
     (directory / "litellm.py").write_text(LITELLM)
     (directory / "body").write_bytes(STREAM)
@@ -130,7 +129,7 @@ async def pod(manifests: Manifests, directory: Path) -> AsyncIterator[Pod]:
         watched=False,
     )
     settings = {"SIDECAR_UPSTREAM": f"http://127.0.0.1:{port}"}
-    settings |= {name: TIMES[name] for name in manifests.environment if name in TIMES}
+    settings |= {name: (TIMES | times)[name] for name in manifests.environment if name in TIMES}
     assert settings.keys() == {"SIDECAR_UPSTREAM", *TIMES}
     try:
         with sidecar_process(directory, settings) as sidecar:
@@ -150,15 +149,13 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 async def get(port: int, path: str, wanted: bytes) -> bool:
     """Ask as Prometheus does, and say whether that is in the answer."""
+    head = b"Host: a.test\r\nX-Prometheus-Scrape-Timeout-Seconds: 9\r\nConnection: close\r\n\r\n"
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with connected(("127.0.0.1", port)) as client:
+            client.send(b"GET %s HTTP/1.1\r\n" % path.encode() + head)
+            return wanted in await client.end()
     except OSError:
         return False
-    head = b"Host: a.test\r\nX-Prometheus-Scrape-Timeout-Seconds: 9\r\nConnection: close\r\n\r\n"
-    writer.write(b"GET %s HTTP/1.1\r\n" % path.encode() + head)
-    answer = await reader.read(-1)
-    writer.close()
-    return wanted in answer
 
 
 async def scrape(port: int) -> bool:
@@ -167,18 +164,17 @@ async def scrape(port: int) -> bool:
     while True:
         seen |= await get(port, "/metrics", b"litellm_cached_tokens_metric_total{")
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionRefusedError:
+            async with connected(("127.0.0.1", port)):
+                await asyncio.sleep(0.1)
+        except OSError:
             return seen
-        writer.close()
-        await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("form", ["native", "plain"])
 async def test_nothing_is_cut(form: str, tmp_path: Path) -> None:
     """A stream that is under way ends whole, a connection that is kept is served and told to
     close, LiteLLM goes on until the sidecar is done, and Prometheus has seen the last counts."""
-    async with pod(SETS[form](), tmp_path) as made:
+    async with pod(SETS[form](), tmp_path, SIDECAR_DRAIN_DELAY_S="2") as made:
         address, admin = ("127.0.0.1", made.sidecar.port), made.sidecar.admin_port
         assert await get(admin, "/metrics", b"litellm_sidecar_build_info")
         async with connected(address) as kept, connected(address) as client:

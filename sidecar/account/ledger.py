@@ -23,7 +23,9 @@ from typing import NamedTuple
 from sidecar.account.compat import CompatSeries, UpstreamVersion
 from sidecar.account.identity import NO_TEAM, UNKNOWN, KeyReader, Owner, Resolver, named_in
 from sidecar.account.metrics import Metrics
+from sidecar.account.minimums import minimum_of
 from sidecar.account.miss_series import MissSeries
+from sidecar.account.misses import NOTHING, MissTracker, Verdict
 from sidecar.account.money import Money
 from sidecar.account.pricing import Asked, Pricing, asked_of
 from sidecar.account.rates import ATTO, Cost, Unpriced
@@ -174,11 +176,13 @@ class _Place(NamedTuple):
 class _Alike:
     """What is found out once for all answers that are named alike."""
 
-    __slots__ = ("alias", "asked", "places", "provider", "team", "values")
+    __slots__ = ("alias", "asked", "minimum", "places", "provider", "team", "values")
 
     def __init__(self, provider: str, asked: Asked, values: list[str]) -> None:
         self.provider = provider
         self.asked = asked
+        self.minimum = minimum_of(asked.model_name, asked.response_model, asked.requested)
+        """Tokens that a prefix must have to be cached."""
         self.values = values
         """Those of the labels, in which the owner's names have still to be put."""
         self.team: str | None = None
@@ -196,6 +200,8 @@ class _Reading(NamedTuple):
     outcome: Outcome
     cost: Cost | Unpriced | None
     """None where no usage is reported, or money is not counted."""
+    verdict: Verdict
+    """Why it read nothing, and what it wrote that has still to be read."""
     alike: _Alike
 
 
@@ -245,6 +251,7 @@ class Ledger:
         identities: knows to whom keys belong; None where only the answers' headers say it.
         keys: finds the key of a request.
         pricing: prices answers; None where money is not counted.
+        misses: tells why caching missed; None where nobody wants to know.
         usage_log: takes a line for each exchange on an observed route; None where it is off.
         upstream: is shown an answer's headers when it is due; None where nobody wants to know.
         max_label_values: how many values each label keeps.
@@ -259,6 +266,7 @@ class Ledger:
         identities: Resolver | None = None,
         keys: KeyReader | None = None,
         pricing: Pricing | None = None,
+        misses: MissTracker | None = None,
         usage_log: UsageLog | None = None,
         upstream: UpstreamVersion | None = None,
         max_label_values: int = 200,
@@ -269,6 +277,7 @@ class Ledger:
         self._identities = identities
         self._keys = keys or KeyReader()
         self._pricing = pricing
+        self._misses = misses
         self._usage_log = usage_log
         self._upstream = upstream
         self._max_label_values = max_label_values
@@ -379,19 +388,23 @@ class Ledger:
         self._metrics.remarks.add(observation)
         alike = self._alike_of(exchange, observation)
         facts, pricing = exchange.facts, self._pricing
-        reading = _Reading(
-            exchange.route,
-            observation,
-            self._outcome_of(observation, facts),
-            pricing.price_as(alike.asked, facts, observation) if pricing is not None else None,
-            alike,
-        )
+        outcome = self._outcome_of(observation, facts)
+        cost = pricing.price_as(alike.asked, facts, observation) if pricing is not None else None
+        hashed = None
+        verdict = NOTHING
+        if self._misses is not None:
+            if facts.prefix is not None:
+                hashed = self._hash_of(exchange)
+            priced = cost if isinstance(cost, Cost) else None
+            verdict = self._misses.judge(
+                exchange, observation, outcome, hashed, alike.minimum, priced
+            )
+        reading = _Reading(exchange.route, observation, outcome, cost, verdict, alike)
         team, alias = alike.team, alike.alias
         identities = self._identities
         if identities is not None and team is not None and (alias or not self._alias_wanted):
             identities = None  # there is nothing to ask
-        hashed = None
-        if identities is not None or self._usage_log is not None:
+        if hashed is None and (identities is not None or self._usage_log is not None):
             hashed = self._hash_of(exchange)
         waits = False
         if identities is not None and hashed is not None:
@@ -407,11 +420,12 @@ class Ledger:
             self._usage_log.write(
                 exchange,
                 observation,
-                outcome=reading.outcome,
+                outcome=outcome,
                 provider=alike.provider,
                 team_alias=team or UNKNOWN,
                 hashed_key=hashed,
-                cost_usd=reading.cost.total / ATTO if isinstance(reading.cost, Cost) else None,
+                cost_usd=cost.total / ATTO if isinstance(cost, Cost) else None,
+                miss_reason=verdict.reason,
             )
         if not waits:
             self._count(reading, team, alias)
@@ -455,7 +469,7 @@ class Ledger:
 
     def _count(self, reading: _Reading, team: str | None, alias: str | None) -> None:
         """Count what an answer said, under the names of its owner."""
-        route, observation, outcome, cost, alike = reading
+        route, observation, outcome, cost, verdict, alike = reading
         place = alike.places.get((team, alias))
         if place is None:
             if len(alike.places) >= _MAX_ALIKE:
@@ -475,6 +489,11 @@ class Ledger:
         elif isinstance(cost, Unpriced) and self._metrics.costs is not None:
             self._metrics.costs.unpriced.child(model, cost).value += 1
         series.responses[outcome].value += 1
+        if verdict is not NOTHING and series.misses is not None:
+            if verdict.reason is not None:
+                series.misses.reasons[verdict.reason].value += 1
+            for part in verdict.unread:
+                part.series = series.misses
         if series.compat is not None:
             series.compat.add(usage, outcome)
 

@@ -28,6 +28,17 @@ class MissSeries:
         money = families.never_read_premium
         self._premiums = [money.child(*values, ttl) for ttl in TTLS] if money is not None else None
 
+    def lose(self, ttl: str, tokens: int, premium: int) -> None:
+        """Count tokens that were written and never read.
+
+        Args:
+            premium: what each had cost more than ordinary input, in attodollars.
+        """
+        at = TTLS.index(ttl)
+        self._never_read[at].value += tokens
+        if self._premiums is not None:
+            self._premiums[at].atto += tokens * premium
+
     @staticmethod
     def count(families: Misses) -> int:
         """Say how many series a label set has."""

@@ -22,6 +22,7 @@ from sidecar.account.metrics import Metrics
 from sidecar.exchange import (
     Exchange,
     LogFault,
+    MissReason,
     Observation,
     Outcome,
     Usage,
@@ -112,6 +113,9 @@ class UsageLine(msgspec.Struct, tag="usage", tag_field="event", gc=False):
     """`id` of the answer."""
     cost_usd: float | UnsetType = UNSET
     """What it cost, in US dollars; absent where no price is known."""
+    miss_reason: str | UnsetType = UNSET
+    """Why nothing was read from the cache, as in the label `reason` of the misses; absent where
+    something was, where caching was not asked for, and with SIDECAR_MISS_REASONS=false."""
 
 
 class Lines(Protocol):
@@ -159,11 +163,13 @@ class UsageLog:
         team_alias: str,
         hashed_key: str | None,
         cost_usd: float | None = None,
+        miss_reason: MissReason | None = None,
     ) -> None:
         """Write the line of an exchange.
 
         Args:
             cost_usd: None where no price is known.
+            miss_reason: None for an answer that is no miss.
         """
         response = first_values(exchange.response_headers)
         facts, usage = exchange.facts, observation.usage
@@ -195,6 +201,7 @@ class UsageLog:
             _text(response.get(b"x-litellm-call-id")),
             _cut(observation.message_id),
             UNSET if cost_usd is None else cost_usd,
+            UNSET if miss_reason is None else miss_reason,
         )
         self._lines_taken += 1
         self._lines.write(self._encoded(line))

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-__all__ = ["MemberReader", "find_member", "member_of", "members_of"]
+__all__ = ["MemberReader", "end_of_item", "find_member", "member_of", "members_of"]
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -126,6 +126,26 @@ def find_member(text: bytes, path: Sequence[str]) -> tuple[int, int] | None:
             return None
         place = found[-1]
     return place
+
+
+def end_of_item(text: bytes, position: int) -> int:
+    """Return where that item of an array ends in which a position stands.
+
+    Args:
+        text: an array, without blanks before it.
+        position: of no place within a string. Where it is between two items, it is returned.
+    """
+    at = 1
+    while True:
+        match = _SHALLOW.match(text, at, position)
+        assert match is not None  # the pattern takes the empty string
+        at = match.end()
+        if at >= position:
+            return position
+        end = _end_of_value(text, at)
+        if end < 0 or end >= position:
+            return end if end >= 0 else len(text)
+        at = end
 
 
 def _end_of_value(text: bytes, begin: int) -> int:

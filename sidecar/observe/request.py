@@ -20,6 +20,7 @@ import msgspec
 from sidecar.exchange import Dialect, RawHeaders, RequestFacts, first_values
 from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import MemberReader
+from sidecar.observe.prefix import PrefixReader, Prompt
 
 __all__ = ["BodyReader"]
 
@@ -51,6 +52,17 @@ _FLAT = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
+class _Asked(NamedTuple):
+    """What a text asks for."""
+
+    asked: bool
+    hour: bool | None
+    seen: int = 0
+    """How many marks were looked at."""
+    searched: int = 0
+    """Up to where."""
+
+
 class _Request(msgspec.Struct):
     model: Any = None
     stream: Any = None
@@ -68,6 +80,7 @@ class BodyReader:
         ttls: whether to learn if caching is asked for an hour: for that a body has to be searched
             to its end.
         dialect: how its answer spells usage, and it asks for caching.
+        prefixes: digests what can be cached; None where nobody wants to know.
     """
 
     def __init__(
@@ -77,7 +90,9 @@ class BodyReader:
         *,
         ttls: bool = False,
         dialect: Dialect = Dialect.ANTHROPIC,
+        prefixes: PrefixReader | None = None,
     ) -> None:
+        self._prefixes = prefixes
         self._ttls = ttls
         # LiteLLM takes Anthropic's breakpoints on OpenAI's routes, too.
         converse = dialect is Dialect.BEDROCK_CONVERSE
@@ -117,9 +132,17 @@ class BodyReader:
         if self._scanner is None:
             body = b"".join(self._chunks)
             self._chunks.clear()
-            request = _members.strict(body)
+            prefixes = self._prefixes
+            prompt = prefixes.read(body) if prefixes is not None else None
+            request = prompt or _members.strict(body)
             if request is not None:
-                self._facts = _facts(request, *_asks_for_caching(body, self._ttls, self._mark))
+                asked = _asks_for_caching(body, self._ttls, self._mark)
+                self._facts = facts = _facts(request, asked)
+                if prefixes is not None and prompt and (asked.asked or prefixes.automatic):
+                    if len(body) > _STEP_BYTES:
+                        yield
+                    marks = asked.seen + body.count(self._mark.key, asked.searched)
+                    self._facts = facts._replace(prefix=prefixes.prefix(prompt, marks))
                 return
             # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
             self._scanner = _Scanner(self._ttls, self._mark)
@@ -167,8 +190,8 @@ class _Scanner:
     def feed(self, chunk: bytes) -> None:
         if not self._asked or self._hour is False:
             window = self._tail + chunk
-            asked, self._hour = _asks_for_caching(window, self._ttls, self._mark)
-            self._asked = self._asked or asked
+            found = _asks_for_caching(window, self._ttls, self._mark)
+            self._asked, self._hour = self._asked or found.asked, found.hour
             self._tail = window[-_OVERLAP:]
         at = 0
         if self._in_string:
@@ -204,7 +227,9 @@ class _Scanner:
         if self._overflow or self._depth or self._in_string:
             return RequestFacts()
         request = _members.lenient(bytes(self._top))
-        return RequestFacts() if request is None else _facts(request, self._asked, self._hour)
+        return (
+            RequestFacts() if request is None else _facts(request, _Asked(self._asked, self._hour))
+        )
 
     def _rest_of_string(self, chunk: bytes) -> int:
         """Return where in the chunk the open string ends; the chunk's length if it does not."""
@@ -228,27 +253,28 @@ class _Scanner:
             self._top.clear()
 
 
-def _asks_for_caching(text: bytes, ttls: bool, mark: _Mark) -> tuple[bool, bool | None]:
+def _asks_for_caching(text: bytes, ttls: bool, mark: _Mark) -> _Asked:
     """Say whether caching is asked for; and whether for an hour, where that is wanted."""
     # To find a constant is ten times as quick as to search for a pattern.
-    asked = False
+    asked, hour, seen = False, False, 0
     at = text.find(mark.key)
     while at >= 0:
         found = mark.whole.match(text, at)
+        at += 1
+        seen += 1
         if found is not None:
             asked = True
-            if not ttls:
+            hour = ttls and b'"1h"' in found[0]
+            if hour or not ttls:
                 break
-            if b'"1h"' in found[0]:
-                return True, True
-        at = text.find(mark.key, at + 1)
-    return asked, False if ttls else None
+        at = text.find(mark.key, at)
+    return _Asked(asked, hour if ttls else None, seen, at if at >= 0 else len(text))
 
 
-def _facts(request: _Request, asked: bool, hour: bool | None) -> RequestFacts:
+def _facts(request: _Request | Prompt, asked: _Asked) -> RequestFacts:
     return RequestFacts(
         request.model if isinstance(request.model, str) else None,
         request.stream if isinstance(request.stream, bool) else None,
-        asked,
-        hour,
+        asked.asked,
+        asked.hour,
     )

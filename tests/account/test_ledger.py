@@ -45,9 +45,10 @@ class Books:
         *,
         compat: Sequence[str] = ("v1.83",),
         costs: bool = False,
+        misses: bool = False,
         **limits: Any,
     ):
-        self.metrics = Metrics(labels, compat=compat, costs=costs, clock=lambda: 1.0)
+        self.metrics = Metrics(labels, compat=compat, costs=costs, misses=misses, clock=lambda: 1.0)
         self.registry = CollectorRegistry()
         self.registry.register(self.metrics.store)
         self.ledger = Ledger(self.metrics, outcome_of, **limits)

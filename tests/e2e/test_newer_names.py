@@ -76,7 +76,7 @@ def scraped(litellm: LiteLLM, tmp_path: Path) -> Iterator[Scraped]:
     settings = {"SIDECAR_UPSTREAM": litellm.url, "SIDECAR_COMPAT": "v1.83,v1.100"}
     with sidecar_process(tmp_path, settings) as sidecar:
         targets = {
-            "sidecar": sidecar.admin_url.removeprefix("http://"),
+            "litellm-sidecar": sidecar.admin_url.removeprefix("http://"),
             "litellm": f"{litellm.url.removeprefix('http://')}/metrics/",
         }
         (tmp_path / "prometheus").mkdir()
@@ -104,7 +104,7 @@ def test_values_are_those_of_litellm_itself(litellm: LiteLLM, scraped: Scraped) 
     # A series is shown at zero once before its value. LiteLLM counts after it has answered.
     scraped.prometheus.wait_for_scrapes(3)
 
-    ours = scraped.counts("sidecar", *by_request)
+    ours = scraped.counts("litellm-sidecar", *by_request)
     theirs = scraped.counts("litellm", *by_request)
     theirs.subtract(before[0])
     for name in (READS[0], WRITES[0]):
@@ -112,7 +112,7 @@ def test_values_are_those_of_litellm_itself(litellm: LiteLLM, scraped: Scraped) 
         assert len(mine) >= 6
         assert mine == {key: n for key, n in theirs.items() if key[0] == name and n}
 
-    ours = scraped.counts("sidecar", *by_model)
+    ours = scraped.counts("litellm-sidecar", *by_model)
     theirs = scraped.counts("litellm", *by_model)
     theirs.subtract(before[1])
     for name in (*READS, *WRITES):
@@ -167,7 +167,7 @@ def test_page_keeps_one_of_the_two(litellm: LiteLLM, scraped: Scraped, tmp_path:
     # Both have series now; the query has one row for each model and team.
     scraped.prometheus.wait_for_scrapes(2)
     rows = scraped.prometheus.query(union.replace("rate(", "last_over_time("))
-    mine = scraped.counts("sidecar", "requested_model", "team_alias")
+    mine = scraped.counts("litellm-sidecar", "requested_model", "team_alias")
     found = {(row["requested_model"], row["team_alias"]): round(value) for row, value in rows}
     assert len(found) == len(rows)
     assert found["claude-direct", "Team Blue"] == mine[READS[0], "claude-direct", "Team Blue"]

@@ -209,6 +209,24 @@ def test_curves_add_up_to_the_numbers(tab: Tab, sidecar: SidecarProcess, clouds:
     expect(page.locator("#chart-ratio .legend li").first).to_have_text(re.compile(r"\d%$"))
 
 
+def test_streams_in_flight_are_shown_while_they_run(tab: Tab, sidecar: SidecarProcess) -> None:
+    """One that runs is there, and goes when it has ended."""
+    body = body_for(
+        MODELS[0], "slow", stream=True, question="Go on. [[event-gap-ms 20]] [[many-events 500]]"
+    )
+    headers = {"x-api-key": "sk-page-search", "anthropic-version": "2023-06-01"}
+    with (
+        httpx.Client(trust_env=False) as client,
+        client.stream("POST", f"{sidecar.url}/v1/messages", json=body, headers=headers) as answer,
+    ):
+        chunks = answer.iter_raw()  # to let go of it is to leave
+        next(chunks)
+        wait_for_numbers(tab.page, "#in-flight", [1])
+    wait_for_numbers(tab.page, "#in-flight", [0])
+    expect(tab.page.locator("#codes")).to_contain_text("499 × 1")
+    expect(tab.page.locator("#faults tbody tr")).to_contain_text("client left")
+
+
 def test_names_are_never_read_as_html(tab: Tab) -> None:
     """A team's alias is whatever somebody wrote."""
     cell = tab.page.locator("#models td.name", has_text="onerror").first
@@ -260,14 +278,20 @@ def test_axe_finds_nothing_serious(browser: Browser, sidecar: SidecarProcess, sc
         expect(tab.page.locator("#settings dt").first).to_be_visible()
         assert tab.violations() == []
         assert tab.errors == []
-        background = "getComputedStyle(document.documentElement).backgroundColor"
-        first = tab.page.evaluate(background)
-        # The system's, light, dark.
-        for _ in range({"dark": 1, "light": 2}[scheme]):
-            tab.page.locator("#theme").click()
-        assert tab.page.evaluate(background) != first
-        assert tab.violations() == []
-        _keep(tab.page, f"themed-from-{scheme}")
+        _keep(tab.page, scheme)
+
+
+def test_theme_is_chosen_and_kept(tab: Tab) -> None:
+    """The button goes from the system's to light and dark, and the page comes again as chosen."""
+    page, background = tab.page, "getComputedStyle(document.documentElement).backgroundColor"
+    light = page.evaluate(background)
+    for said in ("light", "dark"):
+        page.locator("#theme").click()
+        expect(page.locator("#theme")).to_have_attribute("aria-label", f"Theme: {said}")
+    dark = page.evaluate(background)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(background) == dark
 
 
 @pytest.mark.parametrize("width", [400, 640], ids=["narrow", "at-200-percent"])

@@ -138,6 +138,33 @@ class Prometheus:
         groups = self._api("/api/v1/rules", {})["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
+    def query_range(
+        self, expression: str, *, begin: float, end: float, step_s: float
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """Evaluate a query at every step between two Unix times, as a graph does.
+
+        Returns:
+            Labels of each series, and its points: time and value.
+
+        Raises:
+            ValueError: when Prometheus refuses the expression; with its words.
+        """
+        span = {"start": f"{begin:.3f}", "end": f"{end:.3f}", "step": f"{step_s:g}"}
+        try:
+            data = self._api("/api/v1/query_range", {"query": expression} | span)
+        except urllib.error.HTTPError as refused:
+            with refused:
+                raise ValueError(refused.read().decode(errors="replace")) from refused
+        return [
+            (dict(row["metric"]), [(float(at), float(value)) for at, value in row["values"]])
+            for row in data["result"]
+        ]
+
+    def label_values(self, metric: str, label: str) -> list[str]:
+        """The values that a label has on the series of a metric."""
+        values: list[str] = self._api(f"/api/v1/label/{label}/values", {"match[]": metric})
+        return values
+
     def wait_for_scrapes(self, number: int, *, timeout_s: float = 30.0) -> None:
         """Wait until every target was scraped successfully so many more times.
 
@@ -169,7 +196,7 @@ class Prometheus:
             time.sleep(0.2)
         return rows
 
-    def _api(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+    def _api(self, path: str, parameters: Mapping[str, str]) -> Any:
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(
             f"{self.url}{path}?{query}", timeout=_REQUEST_TIMEOUT_S

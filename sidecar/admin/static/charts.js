@@ -156,8 +156,8 @@ export function makeCharts() {
     show: percent, scale: (part) => `${Math.round(part * 100)}%`, fixed: [0, 1.02],
   });
   const money = new Chart(of("chart-money"), {
-    title: "Money in this window, adding up",
-    lines: [{ label: "spent", colour: "spent" }, { label: "saved by reads", colour: "good", filled: true }, { label: "lost to writes never read", colour: "bad" }],
+    title: "Money, adding up",
+    lines: [{ label: "spent", colour: "spent" }, { label: "saved by reads", colour: "good", filled: true }, { label: "lost to unread writes", colour: "bad" }],
     show: usd, rising: true,
   });
   return {

@@ -38,6 +38,7 @@ let lastAt = null;
 let asking = null;
 
 class Refused extends Error {}
+class Unreachable extends Error {}
 
 const stored = {
   get token() { try { return sessionStorage.getItem(TOKEN); } catch { return null; } },
@@ -48,10 +49,15 @@ let token = stored.token;
 async function ask(name, window, signal) {
   const headers = { accept: "application/json" };
   if (token !== null) headers.authorization = `Bearer ${token}`;
-  const answer = await fetch(`api/v1/${name}?window=${window}`, { headers, cache: "no-store", signal });
-  if (answer.status === 401) throw new Refused();
-  if (!answer.ok) throw new Error(answer.status < 500 ? (await answer.text()).trim() : `it answers ${answer.status}`);
-  return answer.json();
+  try {
+    const answer = await fetch(`api/v1/${name}?window=${window}`, { headers, cache: "no-store", signal });
+    if (answer.ok) return await answer.json();
+    if (answer.status === 401) throw new Refused();
+    throw new Unreachable(answer.status < 500 ? `It says: ${(await answer.text()).trim()}` : `It answers ${answer.status}.`);
+  } catch (error) {
+    if (error instanceof Refused || error instanceof Unreachable) throw error;
+    throw new Unreachable(error.name === "AbortError" ? "It does not answer." : "");
+  }
 }
 
 // What is said over everything else.
@@ -89,7 +95,7 @@ function showTiles({ figures, faults }) {
   bar("by-tokens-bar", CLASSES.map(([name, label, colour]) => [label, kinds[name], colour]), "input tokens");
   const asked = outcomes.hit + outcomes.write + outcomes.not_cached;
   put("by-requests", ratio(hits.by_requests));
-  put("by-requests-note", tokens(outcomes.hit, "hits"), " hits of ", tokens(asked, "answers"), " that asked for caching");
+  put("by-requests-note", tokens(outcomes.hit, "hits"), " hits of ", tokens(asked, "answers"), " that asked");
   bar("by-requests-bar", OUTCOMES.map(([name, label, colour]) => [label, outcomes[name], colour]), "answers");
   const unpriced = faults.filter(({ kind }) => kind === "unpriced_responses").reduce((sum, { count: more }) => sum + more, 0);
   if (sums === null) {
@@ -101,7 +107,7 @@ function showTiles({ figures, faults }) {
     put("spent", money(answered ? sums.spent : null));
     put("spent-note", tokens(figures.answers, "answers"), " answers", unpriced ? `, ${exact(unpriced)} without a price` : "");
     put("saved", money(answered ? sums.saved : null));
-    put("saved-note", "writes cost ", money(sums.write_premium), " more");
+    put("saved-note", "writes cost ", money(sums.write_premium));
     put("lost", money(answered ? sums.never_read : null));
   }
   of("lost").classList.toggle("some", sums?.never_read > 0);
@@ -251,10 +257,10 @@ async function update() {
   } catch (error) {
     if (mine !== asking) return;
     if (error instanceof Refused) askForToken();
+    else if (!(error instanceof Unreachable)) throw error;
     else {
       const since = lastAt === null ? "" : ` These figures are from ${clock(lastAt)}.`;
-      const why = error.name === "AbortError" ? "It does not answer." : error instanceof TypeError ? "" : `It says: ${error.message}`;
-      notify(`The sidecar cannot be reached.${since} Trying again every ${EVERY_MS / 1000} s. ${why}`.trim(), { lost: true });
+      notify(`The sidecar cannot be reached.${since} Trying again every ${EVERY_MS / 1000} s. ${error.message}`.trim(), { lost: true });
     }
   } finally {
     clearTimeout(late);
@@ -316,8 +322,11 @@ showTheme();
 
 async function live() {
   // Nobody looks at a hidden tab.
-  if (!document.hidden && !document.body.classList.contains("locked")) await update();
-  setTimeout(live, EVERY_MS);
+  try {
+    if (!document.hidden && !document.body.classList.contains("locked")) await update();
+  } finally {
+    setTimeout(live, EVERY_MS);
+  }
 }
 document.addEventListener("visibilitychange", () => { if (!document.hidden) update(); });
 live();

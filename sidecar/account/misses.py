@@ -1,0 +1,469 @@
+"""Why caching missed, and what was written for nothing, from what passed through this sidecar.
+
+It remembers which prefixes were written and read, through which deployment and when, and what the
+last prompt of each conversation began with. What it holds are keyed hashes, times and counts, in
+tables whose least recently used entries leave; nothing of a prompt can be found out from them.
+
+Nothing here reads a clock but through the one that it is given, waits, or does more for one
+answer than a few dozen look-ups.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Generic, NamedTuple, TypeVar
+
+from sidecar.account.miss_series import MissSeries
+from sidecar.account.rates import Cost
+from sidecar.account.store import Value
+from sidecar.exchange import (
+    Exchange,
+    MissReason,
+    Observation,
+    Outcome,
+    Prefix,
+    Usage,
+    header,
+)
+
+__all__ = ["NOTHING", "MissTracker", "Unread", "Verdict"]
+
+_LOOK_BACK_MESSAGES = 20
+"""Providers look back so many blocks from a breakpoint, and a message has at least one."""
+_TTL_S = 300
+"""How long a prefix is kept where nobody says so: OpenAI names 5 to 10 minutes."""
+_PREFIXES = 4
+"""How many prefixes, as a mean, are held for each conversation."""
+_MAX_DEPLOYMENTS = 4
+"""How many deployments are remembered of one prefix."""
+_MAX_BEGINNINGS = 8
+"""How many pairs of tools and system prompt are remembered of one key and model."""
+_MAX_SWEPT = 2000
+_TTLS = ((3600, "1h"), (300, "5m"))
+
+
+class Unread:
+    """Tokens that were written and not yet read: those after `low`, up to `high`."""
+
+    __slots__ = ("expires", "high", "low", "premium", "series", "ttl")
+
+    def __init__(self, low: int, high: int, ttl: str, expires: float, premium: int) -> None:
+        self.low = low
+        self.high = high
+        self.ttl = ttl
+        self.expires = expires
+        self.premium = premium
+        """Attodollars for one token."""
+        self.series: MissSeries | None = None
+        """Where they are counted if nobody reads them; None until the owner is known."""
+
+
+class Verdict(NamedTuple):
+    """What was made of an answer."""
+
+    reason: MissReason | None = None
+    """Why nothing was read; None for an answer that is no miss."""
+    unread: tuple[Unread, ...] = ()
+    """What it wrote. Whoever counts the answer tells them their series."""
+
+
+NOTHING = Verdict()
+
+
+class _Use:
+    """A prefix at one deployment."""
+
+    __slots__ = ("deployment", "exact", "next", "since", "tokens", "ttl_s", "unread", "used")
+
+    def __init__(self, deployment: str, since: float, used: float, ttl_s: int) -> None:
+        self.deployment = deployment
+        self.since = since
+        """When it could be read for the first time."""
+        self.used = used
+        """When the last request began that wrote or read it."""
+        self.ttl_s = ttl_s
+        self.tokens = 0
+        self.exact = False
+        """Whether the tokens were said, or reckoned by their share of bytes."""
+        self.unread: tuple[Unread, ...] = ()
+        self.next: _Use | None = None
+        """The same prefix at another deployment."""
+
+    def alive(self, at: float) -> bool:
+        return self.used + self.ttl_s > at
+
+
+class _Told(NamedTuple):
+    """What the last prompt of a conversation had in its prefix."""
+
+    tools: bytes
+    system: bytes
+    whole: int
+    """How many messages."""
+    messages: bytes
+    since: float
+
+
+class _Answer(NamedTuple):
+    """What is needed of an answer, for as long as it is looked at."""
+
+    prefix: Prefix
+    scope: bytes
+    """The model that was asked for."""
+    deployment: str
+    began: float
+    since: float
+    """When what it wrote could be read."""
+
+
+EntryT = TypeVar("EntryT")
+
+
+class _Recent(Generic[EntryT]):
+    """A table whose least recently used entries leave."""
+
+    __slots__ = ("_bound", "_entries")
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._entries: OrderedDict[bytes, EntryT] = OrderedDict()
+
+    def get(self, key: bytes) -> EntryT | None:
+        return self._entries.get(key)
+
+    def put(self, key: bytes, entry: EntryT) -> EntryT | None:
+        """Take an entry, or take notice of its use; returns what had to leave."""
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._bound:
+            return self._entries.popitem(last=False)[1]
+        return None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class MissTracker:
+    """Follows prefixes from answer to answer.
+
+    Args:
+        clock: monotonic seconds.
+        evicted: counts prefixes that had to leave before their time.
+        max_conversations: bounds what is held.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], evicted: Value, *, max_conversations: int
+    ) -> None:
+        self._clock = clock
+        self._evicted = evicted
+        self._secret = secrets.token_bytes(32)
+        self._prefixes: _Recent[_Use] = _Recent(_PREFIXES * max_conversations)
+        self._told: _Recent[_Told] = _Recent(2 * max_conversations)
+        self._beginnings: _Recent[list[_Told]] = _Recent(max_conversations)
+        self._max_unread = 2 * max_conversations
+        # In the order of their writing, so that what is first expires first.
+        self._unread: dict[str, OrderedDict[Unread, None]] = {
+            ttl: OrderedDict() for _, ttl in _TTLS
+        }
+
+    def judge(
+        self,
+        exchange: Exchange,
+        observation: Observation,
+        outcome: Outcome,
+        key_hash: str | None,
+        minimum: int,
+        cost: Cost | None,
+    ) -> Verdict:
+        """Say why an answer read nothing, if it did not, and remember what it wrote and read.
+
+        Args:
+            key_hash: of the request's key.
+            minimum: how many tokens a prefix must have for the model to keep it.
+            cost: None where no price is known.
+        """
+        missed = outcome is Outcome.WRITE or outcome is Outcome.NOT_CACHED
+        if not missed and outcome is not Outcome.HIT:
+            return NOTHING
+        usage, prefix = observation.usage, exchange.facts.prefix
+        prompt = sum(usage.input_classes())
+        # Where writes are not reported, they are not known to have failed either.
+        nothing_kept = outcome is Outcome.NOT_CACHED and usage.writes_reported
+        if prefix is None:
+            if not missed:
+                return NOTHING
+            short = outcome is Outcome.NOT_CACHED and prompt < minimum
+            return Verdict(MissReason.TOO_SHORT if short else MissReason.UNKNOWN)
+        last = prefix.breakpoints[-1]
+        kept = usage.read_tokens + usage.write_tokens
+        if not usage.writes_reported or not kept:
+            kept = prompt * last.size // (prefix.size or 1)
+        if outcome is Outcome.NOT_CACHED and kept < minimum:
+            return Verdict(MissReason.TOO_SHORT)
+        began = self._clock() - exchange.duration_s
+        first_byte_s = exchange.first_byte_s
+        answer = _Answer(
+            prefix,
+            b"p" + (exchange.facts.model or "").encode("utf-8", "replace") + b"\0",
+            sys.intern(_deployment(exchange)),
+            began,
+            began + (exchange.duration_s if first_byte_s is None else first_byte_s),
+        )
+        scope = b"c" + (key_hash or "").encode() + answer.scope
+        if not missed:
+            self._read(answer, usage.read_tokens)
+            reason = None
+        elif nothing_kept:
+            reason = self._seen(answer) or MissReason.UNKNOWN
+        else:
+            reason = self._seen(answer) or self._compared(answer, scope)
+        if nothing_kept:
+            return Verdict(reason)
+        unread = self._written(answer, usage, cost)
+        self._note(answer, kept, minimum, unread, exact=usage.writes_reported)
+        self._tell(answer, scope)
+        return Verdict(reason, unread)
+
+    def sweep(self) -> None:
+        """Count what has expired unread. For once a second."""
+        now = self._clock()
+        for ttl, unread in self._unread.items():
+            for _ in range(min(_MAX_SWEPT, len(unread))):
+                first = next(iter(unread))
+                if first.expires > now:
+                    break
+                del unread[first]
+                if first.series is not None:
+                    first.series.lose(ttl, first.high - first.low, first.premium)
+
+    def _hash(self, text: bytes) -> bytes:
+        return blake2b(text, digest_size=16, key=self._secret).digest()
+
+    def _places(self, answer: _Answer) -> Iterator[bytes]:
+        """Name the prefixes that the provider looks for, the longest first."""
+        prefix, scope = answer.prefix, answer.scope
+        last = prefix.breakpoints[-1]
+        yield self._hash(scope + last.digest)
+        before = prefix.tools + prefix.system
+        ends = prefix.messages
+        # Where the last breakpoint is at a message's end, that one was named already.
+        whole = last.messages
+        if last.digest == before + ends[16 * (whole - 1) : 16 * whole]:
+            whole -= 1
+        for count in range(whole, max(0, whole - _LOOK_BACK_MESSAGES), -1):
+            yield self._hash(scope + before + ends[16 * (count - 1) : 16 * count])
+        for each in reversed(prefix.breakpoints[:-1]):
+            yield self._hash(scope + each.digest)
+        if last.digest != before:
+            yield self._hash(scope + before)
+        yield self._hash(scope + prefix.tools)
+
+    def _uses(self, place: bytes, answer: _Answer) -> list[_Use]:
+        """Find a prefix where it could be read when a request began; its own deployment first."""
+        found = []
+        use = self._prefixes.get(place)
+        while use is not None:
+            if use.since <= answer.began:
+                found.append(use)
+            use = use.next
+        found.sort(key=lambda use: use.deployment != answer.deployment)
+        return found
+
+    def _seen(self, answer: _Answer) -> MissReason | None:
+        """Say what the longest prefix that was seen here tells; None if none was."""
+        for place in self._places(answer):
+            alive = None
+            uses = self._uses(place, answer)
+            for use in uses:
+                if use.alive(answer.began):
+                    alive = use
+                    break
+            if not uses:
+                continue
+            if alive is None:
+                return MissReason.EXPIRED
+            here = alive.deployment == answer.deployment
+            return MissReason.UNKNOWN if here else MissReason.OTHER_DEPLOYMENT
+        return None
+
+    def _compared(self, answer: _Answer, scope: bytes) -> MissReason:
+        """Compare with the last prompt of the same conversation, or of the same key and model."""
+        prefix = answer.prefix
+        tools, system = self._sections(prefix)
+        for told in self._conversation(prefix, scope):
+            if told.since > answer.began:
+                continue
+            if told.tools != tools:
+                return MissReason.CHANGED_TOOLS
+            if told.system != system:
+                return MissReason.CHANGED_SYSTEM
+            if told.messages != self._messages(prefix, told.whole):
+                return MissReason.CHANGED_MESSAGES
+            return MissReason.UNKNOWN
+        beginnings = self._beginnings.get(self._hash(scope)) or []
+        earlier = [told for told in beginnings if told.since <= answer.began]
+        if not earlier or any(told.tools == tools and told.system == system for told in earlier):
+            return MissReason.NOT_SEEN_HERE
+        if any(told.tools == tools for told in earlier):
+            return MissReason.CHANGED_SYSTEM
+        return MissReason.CHANGED_TOOLS
+
+    def _sections(self, prefix: Prefix) -> tuple[bytes, bytes]:
+        return self._hash(b"t" + prefix.tools), self._hash(b"s" + prefix.system)
+
+    def _messages(self, prefix: Prefix, count: int) -> bytes:
+        """Hash so many messages from the first on; nothing if there are not as many."""
+        end = 16 * count
+        return self._hash(b"m" + prefix.messages[end - 16 : end]) if count else b""
+
+    def _conversation(self, prefix: Prefix, scope: bytes) -> Iterator[_Told]:
+        for name in self._names(prefix, scope):
+            told = self._told.get(name)
+            if told is not None:
+                yield told
+
+    def _names(self, prefix: Prefix, scope: bytes) -> Iterator[bytes]:
+        """Name a conversation: by its first message, and by its second, if the first changes."""
+        if prefix.messages:
+            yield self._hash(scope + b"1" + prefix.messages[:16])
+        if prefix.second:
+            yield self._hash(scope + b"2" + prefix.second)
+
+    def _tell(self, answer: _Answer, scope: bytes) -> None:
+        """Remember what a prompt began with."""
+        prefix = answer.prefix
+        tools, system = self._sections(prefix)
+        count = prefix.breakpoints[-1].messages
+        told = _Told(tools, system, count, self._messages(prefix, count), answer.since)
+        for name in self._names(prefix, scope):
+            self._told.put(name, told)
+        group = self._hash(scope)
+        others = [
+            each
+            for each in self._beginnings.get(group) or ()
+            if each.tools != tools or each.system != system
+        ]
+        known = [each for each in self._beginnings.get(group) or () if each not in others]
+        # It was there from the first time on.
+        self._beginnings.put(group, [*(known or [told]), *others][:_MAX_BEGINNINGS])
+
+    def _read(self, answer: _Answer, read: int) -> None:
+        """Take notice that so many tokens were read."""
+        found: _Use | None = None
+        elsewhere: _Use | None = None
+        for place in self._places(answer):
+            uses = [use for use in self._uses(place, answer) if use.alive(answer.began)]
+            if uses and uses[0].deployment == answer.deployment:
+                found = uses[0]
+                break
+            if uses and elsewhere is None:
+                elsewhere = uses[0]
+        found = found or elsewhere
+        if found is None:
+            return
+        if not found.exact:
+            found.tokens, found.exact = read, True
+        found.used = max(found.used, answer.began)
+        self._cover(found, read)
+        for each in answer.prefix.breakpoints:
+            for use in self._uses(self._hash(answer.scope + each.digest), answer):
+                if use.deployment == found.deployment and use.alive(answer.began):
+                    self._cover(use, read)
+
+    def _cover(self, use: _Use, read: int) -> None:
+        """Take what was read of a prefix from what was written and not read."""
+        reached = min(read, use.tokens)
+        for part in use.unread:
+            if part.low < reached:
+                part.low = min(reached, part.high)
+                if part.low == part.high:
+                    self._unread[part.ttl].pop(part, None)
+
+    def _written(self, answer: _Answer, usage: Usage, cost: Cost | None) -> tuple[Unread, ...]:
+        """Note what was written, by how long it is kept."""
+        _, read, write_5m, write_1h, rest = usage.input_classes()
+        premium_5m, premium_1h, premium_rest = cost.write_premiums if cost else (0, 0, 0)
+        if rest:
+            # Not said: what the request asked for, if it asked.
+            ttl_s = answer.prefix.breakpoints[-1].ttl_s
+            if ttl_s == 3600:
+                write_1h, premium_1h = write_1h + rest, premium_1h + premium_rest
+            elif ttl_s:
+                write_5m, premium_5m = write_5m + rest, premium_5m + premium_rest
+        made: list[Unread] = []
+        low = read
+        # An hour stands before five minutes in a prompt.
+        for (ttl_s, ttl), tokens, premium in zip(
+            _TTLS, (write_1h, write_5m), (premium_1h, premium_5m), strict=True
+        ):
+            if tokens:
+                part = Unread(low, low + tokens, ttl, answer.began + ttl_s, premium // tokens)
+                low += tokens
+                made.append(part)
+                unread = self._unread[ttl]
+                unread[part] = None
+                if len(unread) > self._max_unread:
+                    unread.popitem(last=False)
+                    self._evicted.value += 1
+        return tuple(made)
+
+    def _note(
+        self, answer: _Answer, kept: int, minimum: int, unread: tuple[Unread, ...], *, exact: bool
+    ) -> None:
+        """Remember a request's prefixes: they were written or read just now.
+
+        Args:
+            kept: tokens up to the last breakpoint.
+            exact: whether these were said.
+        """
+        last = answer.prefix.breakpoints[-1]
+        for each in answer.prefix.breakpoints:
+            tokens = kept * each.size // (last.size or 1)
+            if tokens < minimum and each is not last:
+                continue
+            place = self._hash(answer.scope + each.digest)
+            first = self._prefixes.get(place)
+            use = first
+            while use is not None and use.deployment != answer.deployment:
+                use = use.next
+            if use is None or not use.alive(answer.began):
+                use = _Use(answer.deployment, answer.since, answer.began, each.ttl_s or _TTL_S)
+                use.tokens, use.exact, use.unread = tokens, exact and each is last, unread
+                first = _chained(use, first)
+            else:
+                use.used = max(use.used, answer.began)
+                if each is last and unread:
+                    use.tokens, use.exact, use.unread = tokens, exact, unread
+            assert first is not None  # it is `use`, or came before
+            self._evict(self._prefixes.put(place, first))
+
+    def _evict(self, use: _Use | None) -> None:
+        """Let go of a prefix. What was written with it can no longer be said to be unread."""
+        now = self._clock()
+        while use is not None:
+            if use.alive(now):
+                self._evicted.value += 1
+            for part in use.unread:
+                self._unread[part.ttl].pop(part, None)
+            use = use.next
+
+
+def _chained(use: _Use, others: _Use | None) -> _Use:
+    """Put a use before those at other deployments, of which the oldest leaves if need be."""
+    kept = [use]
+    while others is not None and len(kept) < _MAX_DEPLOYMENTS:
+        if others.deployment != use.deployment:
+            kept.append(others)
+        others = others.next
+    for before, after in zip(kept, [*kept[1:], None], strict=True):
+        before.next = after
+    return use
+
+
+def _deployment(exchange: Exchange) -> str:
+    return (header(exchange.response_headers, b"x-litellm-model-id") or b"").decode("latin-1")

@@ -1,0 +1,328 @@
+"""What is digested of a prompt: where it can be cached, however it is spelled."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from sidecar.exchange import Dialect, Prefix
+from sidecar.observe import prefix as module
+from sidecar.observe.prefix import PrefixReader
+from sidecar.observe.request import BodyReader
+from tests.support.bodies import cuts
+
+Json = dict[str, Any]
+SHORT: Json = {"type": "ephemeral"}
+LONG: Json = {"type": "ephemeral", "ttl": "1h"}
+STYLES: list[Json] = [
+    {},
+    {"separators": (",", ":")},
+    {"indent": 2},
+]
+
+
+def read(
+    body: Json | bytes, dialect: Dialect = Dialect.ANTHROPIC, *, pieces: int = 0, **style: Any
+) -> Prefix | None:
+    raw = body if isinstance(body, bytes) else json.dumps(body, **style).encode()
+    reader = BodyReader(
+        [(b"content-length", b"%d" % len(raw))],
+        1 << 25,
+        dialect=dialect,
+        prefixes=PrefixReader(dialect, 7),
+    )
+    for at in range(0, len(raw), pieces or len(raw) or 1):
+        reader.feed(raw[at : at + (pieces or len(raw))])
+    for _ in reader.finish():
+        pass
+    return reader.facts().prefix
+
+
+def prefix(body: Json | bytes, dialect: Dialect = Dialect.ANTHROPIC, **style: Any) -> Prefix:
+    found = read(body, dialect, **style)
+    assert found is not None
+    return found
+
+
+def text(words: str, control: Json | None = None, **others: Any) -> Json:
+    block = {"type": "text", "text": words} | others
+    return block | ({"cache_control": control} if control else {})
+
+
+def user(*content: Json) -> Json:
+    return {"role": "user", "content": list(content)}
+
+
+TOOLS: list[Json] = [{"name": "a", "input_schema": {"type": "object"}}, {"name": "b"}]
+
+
+def marked(blocks: list[Json], at: int, control: Json = SHORT) -> list[Json]:
+    return [
+        block | {"cache_control": control} if index == at else block
+        for index, block in enumerate(blocks)
+    ]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_marks_move_and_nothing_changes(style: Json) -> None:
+    """The digests up to a place are the same, whether a mark stands there, before it, or after."""
+    blocks = [text("one"), text('two "cache_control": x'), text("three")]
+    for at in range(3):
+        messages = [user(*marked(blocks, at)), user(text("end", SHORT))]
+        body = {"tools": TOOLS, "system": [text("s")], "messages": messages}
+        found = prefix(body, **style)
+        plain = prefix(body | {"messages": [user(*blocks), user(text("end", SHORT))]}, **style)
+        assert found.tools == plain.tools
+        assert found.messages == plain.messages
+        assert found.breakpoints[-1] == plain.breakpoints[-1]
+        ending_there = {**body, "messages": [user(*blocks[:at], text("x", SHORT) | blocks[at])]}
+        assert found.breakpoints[0].digest == prefix(ending_there, **style).breakpoints[0].digest
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "order", [("type", "text", "cache_control"), ("cache_control", "type", "text")]
+)
+def test_a_text_is_the_same_alone_and_in_a_list(style: Json, order: tuple[str, ...]) -> None:
+    """As a string, as a block, as a marked block; in a system prompt and in a message."""
+    control: Json = {"type": "text", "text": 'a "b" \\ é\n', "cache_control": SHORT}
+    block = {name: control[name] for name in order}
+    last = user(text("end", SHORT))
+    as_text = {
+        "system": control["text"],
+        "messages": [{"role": "user", "content": control["text"]}, last],
+    }
+    as_list = {"system": [text(control["text"])], "messages": [user(text(control["text"])), last]}
+    as_mark = {"system": [block], "messages": [user(block), last]}
+    one, two, three = (prefix(body, **style) for body in (as_text, as_list, as_mark))
+    assert one.system == two.system == three.system
+    assert one.messages == two.messages == three.messages
+    assert len(three.breakpoints) == 3
+    assert three.breakpoints[0].digest == one.tools + one.system
+    assert three.breakpoints[1].digest == one.tools + one.system + one.messages[:16]
+
+
+def test_each_section_has_its_digest() -> None:
+    """A change shows in its own section, and in what comes after it in its own chain."""
+    body = {"tools": TOOLS, "system": "s", "messages": [user(text("a")), user(text("b", SHORT))]}
+    before = prefix(body)
+    tools = prefix(body | {"tools": TOOLS[:1]})
+    assert (tools.tools != before.tools, tools.system == before.system) == (True, True)
+    system = prefix(body | {"system": "S"})
+    assert (system.tools == before.tools, system.system != before.system) == (True, True)
+    assert system.messages == before.messages
+    second = prefix(body | {"messages": [user(text("a")), user(text("B", SHORT))]})
+    assert second.messages[:16] == before.messages[:16]
+    assert second.messages[16:] != before.messages[16:]
+    assert second.second != before.second
+    first = prefix(body | {"messages": [user(text("A")), user(text("b", SHORT))]})
+    assert first.second == before.second
+    role = prefix(body | {"messages": [user(text("a")), user(text("b", SHORT)) | {"role": "x"}]})
+    assert role.messages[16:] != before.messages[16:]
+
+
+def test_breakpoints_in_all_places() -> None:
+    """Tools, system, messages; within and at the end; each with its time to live."""
+    body: Json = {
+        "messages": [user(text("a", SHORT), text("b")), user(text("c"))],
+        "system": [text("s", LONG), text("t")],
+        "tools": marked(TOOLS, 0, LONG),
+        "cache_control": SHORT,
+    }
+    found = prefix(body).breakpoints
+    assert [each.ttl_s for each in found] == [3600, 3600, 300, 300]
+    assert [each.messages for each in found] == [0, 0, 0, 2]
+    assert [len(each.digest) for each in found] == [16, 32, 48, 48]
+    assert sorted(each.size for each in found) == [each.size for each in found]
+    assert found[-1].size == prefix(body).size
+
+
+def test_a_mark_within_another_block_goes_to_that_block() -> None:
+    """What a tool found may have blocks of its own."""
+    inner = {"type": "tool_result", "content": [text("a", SHORT), text("b")]}
+    deep = {"type": "tool_use", "input": {"a": [{"b": [{"c": {}}]}]}}
+    outer = {"type": "tool_result", "content": [text("a"), text("b")], "cache_control": SHORT}
+    tail = user(text("end", SHORT))
+    found = prefix({"messages": [user(deep, inner, text("c")), tail]})
+    whole = prefix({"messages": [user(deep, outer, text("c")), tail]})
+    assert found.messages == whole.messages
+    assert found.breakpoints == whole.breakpoints
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [user(text("a"))]},
+        {"messages": [user(text("a", {"type": "other"}))]},
+        {"messages": "not a list", "cache_control": SHORT},
+        {"messages": [7], "cache_control": SHORT},
+        {"messages": [user(text("a"))], "cache_control": None},
+        {"messages": [user(text("a"))], "cache_control": "ephemeral"},
+        {"messages": [], "x": {"cache_control": SHORT}},
+    ],
+)
+def test_what_has_no_breakpoint(body: Json) -> None:
+    """Nothing is said of it."""
+    assert read(body) is None
+
+
+def test_null_marks_are_no_part_of_a_prompt() -> None:
+    """Some clients write all members that a type has."""
+    tail = user(text("end", SHORT))
+    with_null = prefix({"messages": [user(text("a", cache_control=None)), tail], "tools": []})
+    assert with_null.messages == prefix({"messages": [user(text("a")), tail]}).messages
+    assert with_null.tools == prefix({"messages": [tail], "tools": None}).tools
+    automatic = prefix({"messages": [user(text("a")), tail], "cache_control": None})
+    assert automatic == prefix({"messages": [user(text("a")), tail]})
+
+
+def test_what_only_looks_like_a_mark() -> None:
+    """A name in a list, a parameter of a tool, a text that quotes one."""
+    tool = {"name": "a", "input_schema": {"properties": {"cache_control": {"type": "string"}}}}
+    tool |= {"required": ["cache_control"]}
+    body = {
+        "tools": [tool],
+        "messages": [user(text('{"cache_control": {}}')), user(text("b", SHORT))],
+    }
+    found = prefix(body)
+    assert len(found.breakpoints) == 1
+    odd = prefix(
+        b'{"cache_control":{"type":"ephemeral"},"messages":[{"content":"x","cache_control" :1}]}'
+    )
+    assert len(odd.breakpoints) == 1
+    string = (
+        b'{"messages":[{"content":[ "cache_control"  ]},{"content":"cache_control"}],'
+        b'"cache_control":%s}'
+    )
+    assert len(prefix(string % json.dumps(SHORT).encode()).breakpoints) == 1
+
+
+def test_too_much_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies that would hold up the loop are left alone."""
+    body = {"messages": [user(text("a", SHORT))] * 5}
+    monkeypatch.setattr(module, "_MAX_MARKS", 4)
+    assert read(body) is None
+    monkeypatch.setattr(module, "_MAX_MARKS", 5)
+    assert len(prefix(body).breakpoints) == 4
+    monkeypatch.setattr(module, "_COUNTED_FROM_BYTES", 10)
+    monkeypatch.setattr(module, "_MAX_OBJECTS", 14)
+    assert read(body) is None
+
+
+def test_large_bodies_give_the_loop_a_turn() -> None:
+    """They are digested in a step of their own."""
+    raw = json.dumps({"messages": [user(text("a" * 100_000, SHORT))]}).encode()
+    reader = BodyReader(
+        [(b"content-length", b"%d" % len(raw))],
+        1 << 25,
+        prefixes=PrefixReader(Dialect.ANTHROPIC, 7),
+    )
+    reader.feed(raw)
+    assert len(list(reader.finish())) == 1
+    assert reader.facts().prefix is not None
+
+
+def test_converse() -> None:
+    """Its marks are blocks of their own, in the tools, the system prompt and the messages."""
+    point = {"cachePoint": {"type": "default"}}
+    hour = {"cachePoint": {"type": "default", "ttl": "1h"}}
+    tools = [{"toolSpec": {"name": "a"}}]
+    body = {
+        "toolConfig": {"tools": [*tools, hour], "toolChoice": {"auto": {}}},
+        "system": [{"text": "s"}, point],
+        "messages": [user({"text": "a"}, point, {"text": "b"}), user({"text": "c"}, point)],
+    }
+    plain = {
+        "toolConfig": {"tools": tools, "toolChoice": {"auto": {}}},
+        "system": [{"text": "s"}],
+        "messages": [user({"text": "a"}, {"text": "b"}), user({"text": "c"}, point)],
+    }
+    for style in STYLES[:2]:
+        found = prefix(body, Dialect.BEDROCK_CONVERSE, **style)
+        bare = prefix(plain, Dialect.BEDROCK_CONVERSE, **style)
+        assert (found.tools, found.system) == (bare.tools, bare.system)
+        assert found.messages == bare.messages
+        assert [each.ttl_s for each in found.breakpoints] == [3600, 300, 300, 300]
+        alone = prefix(
+            body | {"messages": [user({"text": "a"}, point)]}, Dialect.BEDROCK_CONVERSE, **style
+        )
+        assert alone.breakpoints[-1].digest == found.breakpoints[2].digest
+    leading = {"messages": [user(point, {"text": "a"}), user({"text": "c"}, point)]}
+    assert prefix(leading, Dialect.BEDROCK_CONVERSE).messages
+
+
+def test_chat() -> None:
+    """The system prompt is what the first messages say; the calls of tools belong to a message."""
+    system = {"role": "developer", "content": "rules"}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
+    messages = [system, {"role": "user", "content": "hi"}, call]
+    body = {"model": "m", "messages": messages, "tools": TOOLS}
+    found = prefix(body, Dialect.OPENAI_CHAT)
+    assert [each.ttl_s for each in found.breakpoints] == [0, 0]
+    assert [each.messages for each in found.breakpoints] == [0, 2]
+    other = prefix(
+        body | {"messages": [*messages[:2], call | {"tool_calls": []}]}, Dialect.OPENAI_CHAT
+    )
+    assert other.messages[:16] == found.messages[:16]
+    assert other.messages[16:] != found.messages[16:]
+    asking = [system | {"content": [text("rules", LONG)]}, *messages[1:]]
+    asked = prefix(body | {"messages": asking}, Dialect.OPENAI_CHAT)
+    assert [each.ttl_s for each in asked.breakpoints] == [3600]
+    assert asked.breakpoints[0].digest == found.breakpoints[0].digest
+    alone = prefix({"messages": [system]}, Dialect.OPENAI_CHAT)
+    assert alone.messages == b""
+    assert len(prefix({"messages": [messages[1]]}, Dialect.OPENAI_CHAT).breakpoints) == 1
+
+
+def test_responses() -> None:
+    """A string is the user's message; where the provider has the rest, nothing is said."""
+    one = prefix({"instructions": "rules", "input": "hi"}, Dialect.OPENAI_RESPONSES)
+    items = [{"role": "user", "content": "hi"}]
+    two = prefix({"instructions": "rules", "input": items}, Dialect.OPENAI_RESPONSES)
+    assert one == two
+    output = {"type": "function_call_output", "call_id": "c", "output": "x"}
+    three = prefix({"instructions": "rules", "input": [*items, output]}, Dialect.OPENAI_RESPONSES)
+    assert three.messages[:16] == two.messages
+    assert len(three.messages) == 32
+    for name in ("previous_response_id", "conversation"):
+        assert read({"input": "hi", name: "x"}, Dialect.OPENAI_RESPONSES) is None
+
+
+def test_another_salt_gives_other_digests() -> None:
+    """What one process makes tells nothing in another one."""
+    raw = {"messages": [user(text("a", SHORT))]}
+    reader = PrefixReader(Dialect.ANTHROPIC, 8)
+    prompt = reader.read(json.dumps(raw).encode())
+    other = reader.prefix(prompt, 1)
+    assert other is not None
+    assert other.messages != prefix(raw).messages
+
+
+def test_random_prompts_in_any_cut_and_with_marks_anywhere() -> None:
+    """Marks change no digest of a whole message, and cuts change nothing at all."""
+    dice = random.Random(5)
+    for round_ in range(150):
+        style = dice.choice(STYLES)
+        messages, bare = [], []
+        for _ in range(dice.randint(1, 4)):
+            blocks = [
+                text(
+                    dice.choice(["a", 'b"]}', "é\\", "[{", '"cache_control"']) * dice.randint(1, 3)
+                )
+                if dice.random() < 0.7
+                else {"type": "x", "input": {"a": [{"b": [1, {}]}]}}
+                for _ in range(dice.randint(1, 3))
+            ]
+            at = dice.randint(0, 2 * len(blocks))
+            messages.append(user(*marked(blocks, at)))
+            bare.append(user(*blocks))
+        end = user(text("end", SHORT))
+        raw = json.dumps({"system": "s", "messages": [*messages, end]}, **style).encode()
+        found = prefix(raw)
+        assert found.messages == prefix({"system": "s", "messages": [*bare, end]}, **style).messages
+        for chunks in list(cuts(raw, seed=round_))[:3]:
+            assert b"".join(chunks) == raw
+            assert read(raw, pieces=max(map(len, chunks))) == found
