@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 	>/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
+DEMO := .demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LITELLM_VERSIONS := 1.83.10 1.100.5
@@ -27,8 +28,8 @@ BESIDE := --no-print-directory --jobs 4 $(if $(filter output-sync,$(.FEATURES)),
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(READY) ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
-	$(BIN)/python -m sidecar demo $(if $(ONCE),--once)
+demo: $(DEMO)/.ready ## Run the sidecar before a stand-in provider and compare its counts (ONCE=1 ends by itself).
+	@$(DEMO)/bin/python -m sidecar demo $(if $(ONCE),--once)
 
 test: $(READY) ## Run all tests; what needs LiteLLM or Prometheus says so where they are absent.
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses $(TEST_PROCESSES) --dist loadfile)
@@ -168,6 +169,14 @@ $(READY): requirements/dev.txt
 	$(BIN)/python $(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
+# Who looks at the demo first does not wait for what the tests need.
+$(DEMO)/.ready: requirements/runtime.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
+	@echo "Setting up $(DEMO) with $$($(PYTHON) --version); the first time this takes a moment."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python $(PIP) install --no-deps --require-hashes -r $<
+	@touch $@
+
 .litellm/%/.ready: requirements/litellm-%.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with venv is needed: install it, or name it with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .litellm/$*
@@ -183,4 +192,4 @@ lock: ## Resolve the dependencies anew (needs uv and npm).
 	for v in $(LITELLM_VERSIONS); do uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade requirements/litellm-$$v.in -o requirements/litellm-$$v.txt; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site
+	rm -rf $(VENV) $(DEMO) .litellm .bench .fuzz .audit .mypy_cache .ruff_cache .pytest_cache build dist site
