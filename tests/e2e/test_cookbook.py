@@ -40,7 +40,9 @@ from tests.support.running import SidecarProcess, sidecar_process
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "prometheus"
 QUERIES = re.findall(
-    r"(?m)^## (\d+)\. |```promql\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text(), re.DOTALL
+    r"(?m)^## Question (\d+): |```promql\n(.*?)```",
+    (ROOT / "docs" / "cookbook.md").read_text(),
+    re.DOTALL,
 )
 
 pytestmark = pytest.mark.parametrize("litellm", ["1.83.10"], indirect=True, ids=["litellm-1.83.10"])
