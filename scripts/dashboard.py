@@ -44,8 +44,11 @@ _MODEL = f'{_PROCESS},model=~"$model"'
 _USAGE = f'{_MODEL},team_alias=~"$team_alias",provider=~"$provider"'
 
 # What a process says of itself bears names that others use, too: those of the sidecars are the
-# ones beside their build_info.
-_OURS = "* on (job, instance) group_left (version) litellm_sidecar_build_info{" + _PROCESS + "}"
+# ones beside their build_info. That is grouped, because clusters may share addresses.
+_OURS = (
+    "* on (job, instance) group_left (version) "
+    f"group by (job, instance, version) (litellm_sidecar_build_info{{{_PROCESS}}})"
+)
 
 _QUIET = "No traffic"
 _UNPRICED = "No answer with a price"
@@ -309,7 +312,8 @@ class Layout:
             .description(text)
             .datasource(SOURCE)
             .unit("short")
-            .no_value("0")
+            # A ratio of nothing is not zero.
+            .no_value("–")
             .thresholds(_thresholds(*_PLAIN))
             .with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
             .with_transformation(
@@ -906,7 +910,7 @@ def _health(page: Layout) -> None:
         "docs/operating.md, File descriptors.",
         "percentunit",
         Ask(
-            f"process_open_fds {_OURS} / on (job, instance) process_max_fds",
+            f"process_open_fds / process_max_fds {_OURS}",
             "{{instance}}",
         ),
         width=6,

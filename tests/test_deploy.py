@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -159,9 +160,42 @@ def test_compose_mounts_what_exists_and_publishes_on_loopback() -> None:
         for volume in service.get("volumes", ()):
             assert (ROOT / volume.split(":")[0]).exists()
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
-        assert service["image"] == IMAGE or re.search(r":v\d+\.\d+\.\d+", service["image"])
+        assert service["image"] == IMAGE or re.search(r":v?\d+\.\d+\.\d+", service["image"])
         for needed in service.get("depends_on", {}):
             assert "healthcheck" in services[needed]
+
+
+def test_compose_starts_nothing_that_can_change_its_image() -> None:
+    """Read-only roots and no capabilities for all but LiteLLM, which writes to its own folders."""
+    services = read(COMPOSE)[0]["services"]
+
+    assert set(services) == {"provider", "litellm", "sidecar", "prometheus", "grafana", "traffic"}
+    for name, service in services.items():
+        assert service["restart"] == "unless-stopped"
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert name == "litellm" or (service["read_only"] and service["cap_drop"] == ["ALL"])
+
+
+def test_grafana_of_compose_shows_the_dashboard_first() -> None:
+    """Its folders lie where its provisioning looks, its data where it can write."""
+    grafana = read(COMPOSE)[0]["services"]["grafana"]
+    environment = grafana["environment"]
+    mounts = {
+        target: ROOT / source for source, target, _ in (v.split(":") for v in grafana["volumes"])
+    }
+    provisioning = mounts[environment["GF_PATHS_PROVISIONING"]]
+    (dashboards,) = read(next((provisioning / "dashboards").glob("*.yaml")))
+    (sources,) = read(next((provisioning / "datasources").glob("*.yaml")))
+    home = Path(environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+
+    assert [one["options"]["path"] for one in dashboards["providers"]] == [str(home.parent)]
+    board = json.loads((mounts[str(home.parent)] / home.name).read_text())
+    assert board["uid"] == home.stem
+    assert [(one["uid"], one["url"]) for one in sources["datasources"]] == [
+        ("prometheus", "http://prometheus:9090")
+    ]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert any(environment["GF_PATHS_DATA"].startswith(f"{path}/") for path in grafana["tmpfs"])
 
 
 def test_compose_gives_the_sidecar_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

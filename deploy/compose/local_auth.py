@@ -1,4 +1,4 @@
-"""Keys for `docker-compose.yml`: two teams, and a key without one, and no database.
+"""Keys for `docker-compose.yml`: teams to try it with, those of the traffic, and no database.
 
 For a LiteLLM on one's own machine. A real one looks its keys up in its database, and needs none
 of this.
@@ -9,7 +9,15 @@ from __future__ import annotations
 from fastapi import Request
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
-_TEAMS = {"sk-red": "Team Red", "sk-blue": "Team Blue", "sk-alone": None}
+_TEAMS = {
+    "sk-red": "Team Red",
+    "sk-blue": "Team Blue",
+    "sk-alone": None,
+    # Those with which sidecar/demo/traffic.py makes its calls.
+    "sk-demo-search": "search",
+    "sk-demo-data-science": "data science",
+    "sk-demo-loner": None,
+}
 
 
 async def authenticate(request: Request, api_key: str) -> UserAPIKeyAuth:

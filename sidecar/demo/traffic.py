@@ -1,18 +1,22 @@
 """The demo's traffic: who asks what, how the provider is to misbehave, and what the client saw.
 
 It knows the Messages API and the provider's markers. It must not know the sidecar: to a client
-there is only an address.
+there is only an address. `python -m sidecar.demo.traffic` makes calls without end.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import itertools
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import click
 import httpx
 
 __all__ = ["KEYS", "MODELS", "SEARCH", "Ask", "Ending", "Key", "send", "the_round", "the_trickle"]
@@ -23,6 +27,7 @@ _BYTES_PER_TOKEN = 4  # the provider's rule
 # Smallest prefix that the provider keeps, in tokens, and some room.
 _LONG = {"claude-sonnet-4-5": 1200, "claude-haiku-4-5": 4300}
 _MAX_TOKENS = 256
+_CALL_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,3 +193,41 @@ def _prompt(model: str, topic: str, *, extra: int = 0) -> str:
     size = (_LONG[model] + extra) * _BYTES_PER_TOKEN
     head = f"You know everything about {topic}. "
     return (head + "All of it matters. " * (size // 18))[:size]
+
+
+async def _make_calls(base_url: str, every_s: float) -> None:
+    """Make the trickle's calls until a signal comes; say which of them did not end well."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with httpx.AsyncClient(
+        base_url=base_url, trust_env=False, timeout=_CALL_TIMEOUT_S
+    ) as client:
+        for number, ask in enumerate(the_trickle(), start=1):
+            ending = await send(client, ask)
+            if ending is not ask.ends:
+                click.echo(f"call {number}, {ask.model}: {ending}", err=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), every_s)
+            if stop.is_set():
+                return
+
+
+@click.command()
+@click.option("--base-url", required=True, help="Where the calls go.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(min=0.01),
+    default=2.0,
+    show_default=True,
+    help="Seconds between an answer and the next call.",
+)
+def main(base_url: str, every_s: float) -> None:
+    """Make calls without end, most of which read from the prompt cache."""
+    asyncio.run(_make_calls(base_url, every_s))
+
+
+if __name__ == "__main__":
+    main()
