@@ -134,7 +134,7 @@ def test_every_refusal_of_the_admin_port_has_its_row() -> None:
     assert {str(code) for code in codes} <= rows(refused).keys()
     readiness = ast.parse((ROOT / "sidecar" / "admin" / "readiness.py").read_text())
     words = {
-        node.value.value
+        str(node.value.value)
         for node in ast.walk(readiness)
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant)
     }
