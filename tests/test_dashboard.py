@@ -184,7 +184,10 @@ def test_every_page_that_is_named_exists() -> None:
             numbers = re.findall(r"(?<=question )\d+|(?<=questions )\d+|(?<=and )\d+$", rest)
             if numbers:
                 for number in numbers:
-                    assert any(head.startswith(f"{number}. ") for head in headings), (name, rest)
+                    assert any(head.startswith(f"Question {number}: ") for head in headings), (
+                        name,
+                        rest,
+                    )
             elif rest:
                 assert rest in headings, (panel["title"], name, rest)
 
