@@ -29,6 +29,7 @@ from sidecar.config import Settings
 from sidecar.lifecycle import Lifecycle
 from tests.support.browser import chromium, opened
 
+SERIES = 30_000
 ROUNDS = 15
 STAY_S = 2.5
 MAX_PAINT_MS = 300.0
@@ -40,7 +41,7 @@ async def serve(pipe: Connection) -> None:
     """Serve until told to stop; for each round say how long the loop was busy at most."""
     sidecar = Sidecar(Settings(port=0, admin_port=0, price_sources=("package",), usage_log="off"))
     lifecycle = Lifecycle(sidecar)
-    series = fill(sidecar)
+    series = fill(sidecar, SERIES)
     sidecar._settle()
     gc.collect()
     serving = asyncio.create_task(lifecycle.run())

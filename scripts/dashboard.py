@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from grafana_foundation_sdk.builders import bargauge, stat, table, timeseries
 from grafana_foundation_sdk.builders import common as visual
@@ -44,8 +44,11 @@ _MODEL = f'{_PROCESS},model=~"$model"'
 _USAGE = f'{_MODEL},team_alias=~"$team_alias",provider=~"$provider"'
 
 # What a process says of itself bears names that others use, too: those of the sidecars are the
-# ones beside their build_info.
-_OURS = "* on (job, instance) group_left (version) litellm_sidecar_build_info{" + _PROCESS + "}"
+# ones beside their build_info. That is grouped, because clusters may share addresses.
+_OURS = (
+    "* on (job, instance) group_left (version) "
+    f"group by (job, instance, version) (litellm_sidecar_build_info{{{_PROCESS}}})"
+)
 
 _QUIET = "No traffic"
 _UNPRICED = "No answer with a price"
@@ -137,6 +140,9 @@ _PLAIN = ((None, "text"),)
 _ANY_IS_BAD = ((None, "green"), (1e-9, "red"))
 
 
+Panel = TypeVar("Panel", stat.Panel, bargauge.Panel, timeseries.Panel, table.Panel)
+
+
 class Layout:
     """Puts panels on the grid from left to right, and gives them their numbers."""
 
@@ -153,13 +159,18 @@ class Layout:
         self._number += 1
         self.page.with_row(build.Row(title).id(self._number).grid_pos(place))
 
-    def _place(self, width: int, height: int) -> tuple[int, dashboard.GridPos]:
+    def _begin(
+        self, panel: Panel, size: tuple[int, int], title: str, text: str, unit: str, quiet: str
+    ) -> Panel:
+        """Give a panel what every panel has, and the next place of that width and height."""
+        width, height = size
         if self._x + width > 24:
             self._x, self._y, self._height = 0, self._y + self._height, 0
         place = dashboard.GridPos(h=height, w=width, x=self._x, y=self._y)
         self._x, self._height = self._x + width, max(self._height, height)
         self._number += 1
-        return self._number, place
+        panel.id(self._number).grid_pos(place).title(title).description(text)
+        return panel.datasource(SOURCE).unit(unit).no_value(quiet)
 
     def number(
         self,
@@ -174,16 +185,8 @@ class Layout:
         decimals: int | None = None,
     ) -> None:
         """Add one number, or one for each series where they are named."""
-        number, place = self._place(width, 4)
         panel = (
-            stat.Panel()
-            .id(number)
-            .grid_pos(place)
-            .title(title)
-            .description(text)
-            .datasource(SOURCE)
-            .unit(unit)
-            .no_value(quiet)
+            self._begin(stat.Panel(), (width, 4), title, text, unit, quiet)
             .thresholds(_thresholds(*steps))
             .graph_mode(common.BigValueGraphMode.NONE)
             .color_mode(common.BigValueColorMode.VALUE)
@@ -200,17 +203,9 @@ class Layout:
 
     def bars(self, title: str, text: str, unit: str, ask: Ask, *, quiet: str = _QUIET) -> None:
         """Add sums over the range as bars."""
-        number, place = self._place(8, 8)
         panel = (
-            bargauge.Panel()
-            .id(number)
-            .grid_pos(place)
-            .title(title)
-            .description(text)
-            .datasource(SOURCE)
-            .unit(unit)
+            self._begin(bargauge.Panel(), (8, 8), title, text, unit, quiet)
             .min(0)
-            .no_value(quiet)
             .thresholds(_thresholds((None, "blue")))
             .display_mode(common.BarGaugeDisplayMode.BASIC)
             .orientation(common.VizOrientation.HORIZONTAL)
@@ -239,16 +234,8 @@ class Layout:
             running_totals: series that are to be added up from left to right, and what the sum
                 is called; the series themselves are then not shown.
         """
-        number, place = self._place(width, 8)
         panel = (
-            timeseries.Panel()
-            .id(number)
-            .grid_pos(place)
-            .title(title)
-            .description(text)
-            .datasource(SOURCE)
-            .unit(unit)
-            .no_value(quiet)
+            self._begin(timeseries.Panel(), (width, 8), title, text, unit, quiet)
             .thresholds(_thresholds(*_PLAIN))
             .draw_style(common.GraphDrawStyle.LINE)
             .line_width(1)
@@ -299,17 +286,10 @@ class Layout:
 
     def rows(self, title: str, text: str, labels: Sequence[str], *asks: Ask) -> None:
         """Add a table with a line for each set of labels and a column for each query."""
-        number, place = self._place(24, 9)
         values = [f"Value #{chr(ord('A') + at)}" for at in range(len(asks))]
+        # A ratio of nothing is not zero.
         panel = (
-            table.Panel()
-            .id(number)
-            .grid_pos(place)
-            .title(title)
-            .description(text)
-            .datasource(SOURCE)
-            .unit("short")
-            .no_value("0")
+            self._begin(table.Panel(), (24, 9), title, text, "short", "–")
             .thresholds(_thresholds(*_PLAIN))
             .with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
             .with_transformation(
@@ -906,7 +886,7 @@ def _health(page: Layout) -> None:
         "docs/operating.md, File descriptors.",
         "percentunit",
         Ask(
-            f"process_open_fds {_OURS} / on (job, instance) process_max_fds",
+            f"process_open_fds / process_max_fds {_OURS}",
             "{{instance}}",
         ),
         width=6,

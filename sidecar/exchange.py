@@ -381,8 +381,8 @@ class Prefix(NamedTuple):
     messages: bytes
     """Digest of the messages up to each one's end, 16 bytes each, in their order."""
     second: bytes
-    """Digest of the second message alone; empty without one. An answer is seldom said twice, so
-    that it tells a conversation whose first message has changed."""
+    """Digest of the second message alone, which tells a conversation whose first message has
+    changed; empty without one, or where it is so short that it may be said in any."""
     breakpoints: tuple[Breakpoint, ...]
     """In their order, at least one and at most four."""
     size: int

@@ -10,7 +10,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import Scheduling
 
-from tests.support.schedule import RigScheduling
+from tests.support.schedule import RigScheduling, place_of
 from tests.support.secrets import LogWatch, keys_in
 
 _log_watch = LogWatch()
@@ -24,7 +24,17 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
     """Share the tests out by rig where it is asked for by file."""
-    return RigScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # by number of tests: the longest are few
+    return RigScheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put them in the order in which they are shared out."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: place_of(item.nodeid))
 
 
 @pytest.hookimpl(wrapper=True)

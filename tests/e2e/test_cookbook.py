@@ -23,6 +23,7 @@ import yaml
 from sidecar.demo.provider import BookEntry
 from tests.support.calls import ask_now, body_for, post, request, samples
 from tests.support.clouds import Clouds
+from tests.support.dashboard import interpolated, load, queries
 from tests.support.litellm import (
     BLUE,
     DIRECT_MODEL,
@@ -39,7 +40,9 @@ from tests.support.running import SidecarProcess, sidecar_process
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "prometheus"
 QUERIES = re.findall(
-    r"(?m)^## (\d+)\. |```promql\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text(), re.DOTALL
+    r"(?m)^## Question (\d+): |```promql\n(.*?)```",
+    (ROOT / "docs" / "cookbook.md").read_text(),
+    re.DOTALL,
 )
 
 pytestmark = pytest.mark.parametrize("litellm", ["1.83.10"], indirect=True, ids=["litellm-1.83.10"])
@@ -359,6 +362,19 @@ def test_litellm_billed_too_little(played: Played) -> None:
     assert drift["Team Blue"] < -0.3
     unpriced = by(played.ask(COOKBOOK["8b"]), "model", "reason")
     assert unpriced["claude-vertex", "no_write_1h_rate"] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_dashboard_shows_the_same_drift(played: Played) -> None:
+    """The one query of the dashboard that asks for LiteLLM's spend; the others have a test of their
+    own."""
+    (query,) = (query for query in queries(load()) if "litellm_spend_metric" in query.expr)
+    bad_hour = f"{round(1000 * (played.ended - played.turned))}ms"
+    expr = interpolated(query.expr, {"__range": bad_hour, "team_alias": ".*"})
+
+    shown = by(played.prometheus.query(expr, at=played.ended), "team_alias")
+
+    assert shown == by(played.ask(COOKBOOK["8a"]), "team_alias")
+    assert shown["Team Blue"] < -0.3
 
 
 def test_somebody_found_the_other_port(played: Played) -> None:

@@ -183,7 +183,8 @@ def test_numbers_are_those_of_the_metrics_and_of_the_books(
                 ]
             )
 
-    assert sum(shown(page, "#misses")) == series(sidecar, "cache_misses_total")
+    misses = series(sidecar, "cache_misses_total")
+    assert sum(shown(page, "#misses")) == misses == asked - hits
     assert shown(page, "#lost") == [series(sidecar, "cache_write_premium_never_read_usd_total")]
 
     before = shown(page, "#finished")[0]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +73,90 @@ def test_calls_of_the_quick_start_give_what_it_says(sidecar: SidecarProcess) -> 
         ["sh", "-euc", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert set(expected[1].splitlines()) <= set(done.stdout.splitlines()), done.stdout
+
+
+def test_every_block_of_the_quick_start_is_run_here() -> None:
+    """A block that is added to the README is to be run by a test of this file, too."""
+    start = README.partition("## Quick start\n")[2].partition("\n## ")[0]
+    first = [block.split()[:2] for block in re.findall(r"```sh\n(.*?)```", start, re.DOTALL)]
+
+    assert first == [["make", "demo"], ["docker", "compose"]]
+
+
+def test_demo_shows_its_page_before_it_has_counted(tmp_path: Path) -> None:
+    """`make demo`, with the packages that are here in place of those that it would fetch."""
+    demo = tmp_path / "demo"
+    demo.symlink_to(sys.prefix)
+    log = tmp_path / "demo.log"
+    process = ManagedProcess(
+        ["make", "--old-file", f"{demo}/.ready", "demo", f"DEMO={demo}"],
+        directory=ROOT,
+        log=log,
+        environment={"PATH": os.environ["PATH"]},
+        watched=False,  # it says how to ask it something, with a key that is none
+    )
+    try:
+        process.wait_until(lambda: "http://" in log.read_text(), timeout_s=30)
+        found = re.search(r"http://127\.0\.0\.1:\d+/?", log.read_text())
+        assert found is not None
+        assert "<html" in _fetched(found[0])
+        process.wait_until(lambda: "Every count equals the truth." in log.read_text(), timeout_s=30)
+    finally:
+        process.stop()
+
+
+def test_beside_a_litellm_of_ones_own(sidecar: SidecarProcess, tmp_path: Path) -> None:
+    """The block of docs/quickstart.md: check, serve, a call, and the series that it speaks of."""
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    block = re.search(r"```sh\n(python3 -m venv .*?)```", page, re.DOTALL)
+    query = re.search(r"```sh\n(curl \S+ \S+ \| grep '\^litellm_sidecar_responses.*)\n", page)
+    assert block is not None
+    assert query is not None
+    venv, install, export, check, serve = block[1].splitlines()
+    assert venv == "python3 -m venv .sidecar"
+    assert install.endswith(
+        "install --quiet --require-hashes --no-deps -r requirements/runtime.txt"
+    )
+    (tmp_path / ".sidecar").symlink_to(sys.prefix)
+    # What relays LiteLLM's answers is as good as LiteLLM.
+    export = export.replace("http://127.0.0.1:4000", sidecar.url)
+    port, admin_port = free_port(), free_port()
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    environment |= {"SIDECAR_PORT": str(port), "SIDECAR_ADMIN_PORT": str(admin_port)}
+
+    done = subprocess.run(
+        ["sh", "-euc", f"{export}\n{check}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == f"ok: LiteLLM answers at {sidecar.url}"
+    process = ManagedProcess(
+        ["sh", "-euc", f"{export}\nexec {serve}"],
+        directory=tmp_path,
+        log=tmp_path / "serve.log",
+        environment=environment,
+    )
+    try:
+        process.wait_until(
+            lambda: '"serving"' in (tmp_path / "serve.log").read_text(), timeout_s=30
+        )
+        calls = re.search(r"(?ms)^(PROMPT=.*?)^curl", README)
+        assert calls is not None
+        script = f"{calls[1]}{query[1]}".replace(":4001", f":{port}")
+        script = script.replace(":4002", f":{admin_port}").replace("Every word", "Each word")
+        told = subprocess.run(
+            ["sh", "-euc", script], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    finally:
+        process.stop()
+    ones = re.findall(r'outcome="(\w+)",[^}]*\} 1\.0', told)
+    assert sorted(ones) == ["hit", "write"], told
+
+
+def _fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())

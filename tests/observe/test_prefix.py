@@ -107,21 +107,29 @@ def test_a_text_is_the_same_alone_and_in_a_list(style: Json, order: tuple[str, .
 
 def test_each_section_has_its_digest() -> None:
     """A change shows in its own section, and in what comes after it in its own chain."""
-    body = {"tools": TOOLS, "system": "s", "messages": [user(text("a")), user(text("b", SHORT))]}
+    body = {
+        "tools": TOOLS,
+        "system": "s",
+        "messages": [user(text("a")), user(text("b" * 99, SHORT))],
+    }
     before = prefix(body)
     tools = prefix(body | {"tools": TOOLS[:1]})
     assert (tools.tools != before.tools, tools.system == before.system) == (True, True)
     system = prefix(body | {"system": "S"})
     assert (system.tools == before.tools, system.system != before.system) == (True, True)
     assert system.messages == before.messages
-    second = prefix(body | {"messages": [user(text("a")), user(text("B", SHORT))]})
+    second = prefix(body | {"messages": [user(text("a")), user(text("B" * 99, SHORT))]})
     assert second.messages[:16] == before.messages[:16]
     assert second.messages[16:] != before.messages[16:]
     assert second.second != before.second
-    first = prefix(body | {"messages": [user(text("A")), user(text("b", SHORT))]})
+    first = prefix(body | {"messages": [user(text("A")), user(text("b" * 99, SHORT))]})
     assert first.second == before.second
-    role = prefix(body | {"messages": [user(text("a")), user(text("b", SHORT)) | {"role": "x"}]})
+    role = prefix(
+        body | {"messages": [user(text("a")), user(text("b" * 99, SHORT)) | {"role": "x"}]}
+    )
     assert role.messages[16:] != before.messages[16:]
+    short = prefix(body | {"messages": [user(text("a")), user(text("yes", SHORT))]})
+    assert short.second == b""
 
 
 def test_breakpoints_in_all_places() -> None:

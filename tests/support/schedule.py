@@ -15,7 +15,7 @@ import re
 
 from xdist.scheduler import LoadScopeScheduling
 
-__all__ = ["RigScheduling", "rig_id", "unit_of"]
+__all__ = ["RigScheduling", "place_of", "rig_id", "unit_of"]
 
 _RIG = re.compile(r"\[(?:.*-)?((?:litellm|keyed)-\d+\.\d+\.\d+)(?:-.*)?\]$", re.DOTALL)
 
@@ -32,8 +32,22 @@ def unit_of(nodeid: str) -> str:
     return found[1] if found else file
 
 
+# Where the long files are. What takes longest goes first, else one process ends with it alone:
+# the rigs, then these, then all the others.
+_LONG = ("tests/e2e/", "tests/observe/", "tests/faults/", "tests/proxy/", "tests/test_")
+
+
+def place_of(nodeid: str) -> int:
+    """When a test's turn comes, among those of other rigs and files."""
+    unit = unit_of(nodeid)
+    if not unit.endswith(".py"):
+        return 0
+    places = (place for place, long in enumerate(_LONG, start=1) if unit.startswith(long))
+    return next(places, len(_LONG) + 1)
+
+
 class RigScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """Gives a process the tests of a rig, or of a file, at a time."""
+    """Gives a process the tests of a rig, or of a file, at a time, in the order of `place_of`."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)

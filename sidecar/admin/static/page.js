@@ -112,7 +112,7 @@ function showTiles({ figures, faults }) {
   }
   of("lost").classList.toggle("some", sums?.never_read > 0);
   if (figures.never_read_tokens === null) put("lost-note", "SIDECAR_MISS_REASONS is off");
-  else put("lost-note", tokens(figures.never_read_tokens), " tokens whose time ran out");
+  else put("lost-note", tokens(figures.never_read_tokens), " tokens ran out");
 }
 
 function showHealth({ upstream, requests, faults, conflict, figures }) {

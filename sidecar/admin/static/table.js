@@ -31,8 +31,11 @@ function meter(value) {
 
 function why({ misses }) {
   if (misses === null) return element("span", "–", { title: "reasons are not looked for" });
-  const top = topMisses(misses).slice(0, 2).map(([reason, number]) => `${REASONS[reason] ?? reason} ${count(number)}`);
-  return element("span", top.join(", ") || "none");
+  const made = element("span");
+  for (const [reason, number] of topMisses(misses).slice(0, 2)) {
+    made.append(element("span", `${reason.replaceAll("_", " ")} ${count(number)}`, { title: REASONS[reason] ?? reason }));
+  }
+  return made.childElementCount ? made : element("span", "none");
 }
 
 // A name, whether numbers, what is sorted by, what is shown.
