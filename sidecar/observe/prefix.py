@@ -129,6 +129,8 @@ _ASKS = re.compile(rb'"type"\s*+:\s*+"(?:ephemeral|default)"')
 _COMMA = re.compile(rb"\s*+,\s*+")
 _CLOSED = re.compile(rb"[\s\]}]*+")
 _COMPACT = b'[{"type":"text","text":'
+_COMPACT_BYTES = len(_COMPACT)
+_TEXT_END = b'"}]'
 _SPACED = b'[{"type": "text", "text": '
 _TEXT_FIRST = re.compile(rb'\[\s*+\{\s*+"type"\s*+:\s*+"text"\s*+,\s*+"text"\s*+:\s*+')
 
@@ -329,6 +331,8 @@ class _Reading:
                 head = b"".join((head, *others))
             if key in content[tail]:
                 content = self._add_marked(chain, bytes(head), content)
+            elif content.startswith(_COMPACT) and content.endswith(_TEXT_END):
+                add(head, content[_COMPACT_BYTES:-2])
             else:
                 add(head, _plain(content))
             if len(chain.ends) == 2 and len(content) >= _TELLING_BYTES:
