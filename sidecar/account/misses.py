@@ -243,7 +243,6 @@ class MissTracker:
                 if first.series is not None:
                     first.series.lose(ttl, first.high - first.low, first.premium)
 
-
     def _places(self, answer: _Answer) -> Iterator[int]:
         """Name the prefixes that the provider looks for, the longest first."""
         prefix, scope = answer.prefix, answer.scope
