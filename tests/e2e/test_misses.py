@@ -59,11 +59,10 @@ def test_each_reason_that_needs_no_waiting(
     assert ask(front, system)[1] == "changed_system"
     tools = body | {"tools": [*body["tools"], body["tools"][0] | {"name": "b"}]}
     assert ask(front, tools)[1] == "changed_tools"
-    turns = [body["messages"][0], {"role": "assistant", "content": "yes"}]
+    turns = [{"role": "user", "content": f"{topic} again"}, {"role": "assistant", "content": "yes"}]
     turns.append({"role": "user", "content": system["system"]})
     said: dict[str, Any] = {"model": "claude-direct", "max_tokens": 5, "stream": stream}
-    said["messages"] = turns[:]
-    said["messages"][0] = {"role": "user", "content": f"{topic} again"}
+    said["messages"] = turns
     assert ask(front, said)[1] in ("not_seen_here", "changed_tools")
     first = said["messages"][0]
     edited = said | {"messages": [first, {"role": "assistant", "content": "no"}, turns[2]]}
