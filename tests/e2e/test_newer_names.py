@@ -63,7 +63,9 @@ class Scraped:
         """What the four names count by these labels."""
         names = "|".join((*READS, *WRITES))
         by = ", ".join(("__name__", *labels))
-        found = self.prometheus.query(f'sum by ({by}) ({{__name__=~"{names}", job="{job}"}})')
+        # What was scraped last: LiteLLM may not answer each scrape in time.
+        series = f'last_over_time({{__name__=~"{names}", job="{job}"}}[1m])'
+        found = self.prometheus.query(f"sum by ({by}) ({series})")
         counts: Counts = Counter()
         for row, value in found:
             counts[row["__name__"], *(row.get(label, "") for label in labels)] += round(value)
