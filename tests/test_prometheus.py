@@ -351,7 +351,31 @@ def test_every_alert_is_tested_firing_and_silent() -> None:
         assert silent or len(values) > len(fires), name
 
 
-# The cookbook
+# The pages
+
+PAGES = [
+    path for path in sorted((ROOT / "docs").rglob("*.md")) if "```promql\n" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_queries_of_pages_can_be_pasted(path: Path, tmp_path: Path) -> None:
+    """Prometheus reads each of them; a comment or a blank line stands between two."""
+    blocks = re.findall(r"```promql\n(.*?)```", path.read_text(), re.DOTALL)
+    queries = [
+        query for block in blocks for query in re.split(r"(?m)^(?:#.*)?\n", block) if query.strip()
+    ]
+    # Where a line is a query of its own.
+    if path.stem == "rollout":
+        queries = [line for query in queries for line in query.splitlines()]
+    rules = [{"record": f"q:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "queries.yml").write_text(
+        yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]})
+    )
+
+    promtool("check", "rules", str(tmp_path / "queries.yml"))
+
+    assert len(queries) >= len(blocks)
 
 
 def test_cookbook_has_ten_questions() -> None:
