@@ -124,6 +124,11 @@ def test_page_without_data_says_so_and_what_to_do(tab: Tab, sidecar: SidecarProc
     expect(page.locator("#pod")).not_to_have_text("this sidecar")
     expect(page.locator("body")).to_contain_text("One pod’s view")
     expect(page.locator("#chart-tokens")).to_be_hidden()
+    waited_for = page.evaluate(
+        "performance.getEntriesByType('resource').map(one => one.renderBlockingStatus)"
+    )
+    assert "non-blocking" in waited_for
+    assert "blocking" not in waited_for
     assert tab.violations() == []
     _keep(page, "empty")
 
