@@ -215,6 +215,38 @@ def test_curves_add_up_to_the_numbers(tab: Tab, sidecar: SidecarProcess, clouds:
     expect(page.locator("#chart-ratio .legend li").first).to_have_text(re.compile(r"\d%$"))
 
 
+def test_numbers_are_short_and_never_misleading(tab: Tab) -> None:
+    """What is not nothing does not look so, nor what is not all; and what is unknown is a dash."""
+    said = {
+        "count(null)": "–",
+        "count(0)": "0",
+        "count(1 / 3)": "0.33",
+        "count(9999.5)": "10,000",
+        "count(12345)": "12.35\u00a0k",
+        "count(2 ** 53)": "9007.2\u00a0T",
+        "usd(null)": "–",
+        "usd(0)": "$0",
+        "usd(0.0000000001)": "<$0.000001",
+        "usd(0.00123)": "$0.0012",
+        "usd(0.05)": "$0.05",
+        "usd(9876.543)": "$9,876.54",
+        "usd(1234567)": "$1.23\u00a0M",
+        "percent(null)": "–",
+        "percent(0)": "0%",
+        "percent(1)": "100%",
+        "percent(0.99999)": "99.9%",
+        "percent(0.00001)": "0.1%",
+        "span(89)": "89 s",
+        "span(90000)": "25 h",
+        "span(7 * 86400)": "7 days",
+    }
+    script = (
+        f"import('/static/format.js').then(({{ count, usd, percent, span }}) => [{','.join(said)}])"
+    )
+
+    assert dict(zip(said, tab.page.evaluate(script), strict=True)) == said
+
+
 def test_streams_in_flight_are_shown_while_they_run(tab: Tab, sidecar: SidecarProcess) -> None:
     """One that runs is there, and goes when it has ended."""
     body = body_for(
@@ -387,6 +419,25 @@ def test_sidecar_that_stops_in_an_answer_is_said_to_be_lost(
             tab.page.goto(f"{sidecar.admin_url}/")
         tab.page.clock.fast_forward(11_000)
         expect(tab.page.locator("#notice")).to_contain_text("It does not answer.")
+        assert tab.errors == []
+
+
+def test_tab_that_nobody_sees_asks_for_nothing(browser: Browser, sidecar: SidecarProcess) -> None:
+    """It asks again as soon as it is seen, and goes on."""
+    with opened(browser, "about:blank") as tab:
+        page = tab.page
+        page.clock.install()
+        page.goto(f"{sidecar.admin_url}/")
+        expect(page.locator("#models tbody tr")).to_have_count(4)
+        page.evaluate("Object.defineProperty(document, 'hidden', {value: true, writable: true})")
+        asked = len(tab.urls)
+        page.clock.run_for(60_000)
+        assert len(tab.urls) == asked
+        with page.expect_response("**/api/v1/series*"):
+            page.evaluate("document.hidden = false")
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        with page.expect_response("**/api/v1/series*"):
+            page.clock.run_for(4_000)
         assert tab.errors == []
 
 
