@@ -473,12 +473,17 @@ def test_settings_are_shown_without_their_secrets(
         expect(page.locator("#empty")).to_be_visible()
         page.reload()
         expect(page.locator("#empty")).to_be_visible()
-        expect(page.locator("#upstream")).to_have_text("not reachable")
+        expect(page.locator("#upstream")).to_have_text(re.compile("not reachable .*connect_failed"))
         expect(page.locator("#empty-title")).to_contain_text("LiteLLM cannot be reached")
+        expect(page.locator("#empty-lost")).to_contain_text(settings["SIDECAR_UPSTREAM"])
+        expect(page.locator("#example")).to_be_hidden()
+        expect(page.locator("#faults")).to_be_hidden()
         answer = httpx.post(f"{guarded.url}/v1/messages", json={}, trust_env=False, timeout=10)
         assert answer.status_code == 502
         wait_for_numbers(page, "#fault-count", [1])
         expect(page.locator("#codes")).to_contain_text("502 × 1")
+        expect(page.locator("#faults tbody tr")).to_contain_text("connect_failed")
+        assert tab.violations() == []
         page.get_by_text("Versions and settings").click()
         setting = page.locator("#settings div", has=page.get_by_text(re.compile("ADMIN_TOKEN$")))
         expect(setting.locator("dd").first).to_have_text("**********")
