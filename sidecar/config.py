@@ -73,11 +73,11 @@ class Settings(BaseSettings):
     port: _Port = _setting(4001, "Port for clients.", "0 to 65535; 0 picks a free one")
     admin_host: _Host = _setting(
         "127.0.0.1",
-        "Where metrics and probes are asked for.",
+        "Where metrics, probes and the live page are asked for.",
         "an address to listen on; 0.0.0.0 or :: for all",
     )
     admin_port: _Port = _setting(
-        4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
+        4002, "Port for metrics, probes and the live page.", "0 to 65535; 0 picks a free one"
     )
     admin_token_file: Path | None = _setting(
         None, "File that holds SIDECAR_ADMIN_TOKEN.", "the path of a file with nothing else in it"
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     max_conversations: Annotated[int, Field(ge=100, le=1_000_000)] = _setting(
         10_000,
-        "Conversations whose hashes are held for that, up to 6 KB each; the least recent leave.",
+        "Conversations whose hashes are held for that, up to 4 KB each; the least recent leave.",
         "100 to 1000000",
     )
     compat: Annotated[tuple[str, ...], NoDecode] = _setting(

@@ -7,11 +7,12 @@ because models see it; so are blanks between them, because a client writes all o
 in one way.
 
 The digests are fast ones under a salt. They pass on with the facts of their request and are not
-for keeping: whoever keeps them hashes them once more, with a key.
+for keeping: whoever remembers them hashes them once more.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -112,12 +113,24 @@ _PROMPTS: dict[Dialect, MemberReader[Any]] = {
 _SYSTEM_ROLES = (b'"system"', b'"developer"')
 
 _BLANKS = b" \t\n\r"
+_LAST_MARKS = {
+    json.dumps({"cache_control": control}, separators=separators)[1:].encode() + b"]": ttl_s
+    for control, ttl_s in (
+        ({"type": "ephemeral"}, _TTL_S),
+        ({"type": "ephemeral", "ttl": "5m"}, _TTL_S),
+        ({"type": "ephemeral", "ttl": "1h"}, _LONG_TTL_S),
+    )
+    for separators in ((",", ":"), (", ", ": "))
+}
+"""How a list ends that has one mark as nearly all clients write it, with its TTL."""
 _CONTROL = re.compile(rb'"cache_control"\s*+:\s*+(?:null|(\{[^{}]*+\}))')
 _POINT = re.compile(rb'\{\s*+"cachePoint"\s*+:\s*+(\{[^{}]*+\})\s*+\}')
 _ASKS = re.compile(rb'"type"\s*+:\s*+"(?:ephemeral|default)"')
 _COMMA = re.compile(rb"\s*+,\s*+")
 _CLOSED = re.compile(rb"[\s\]}]*+")
 _COMPACT = b'[{"type":"text","text":'
+_COMPACT_BYTES = len(_COMPACT)
+_TEXT_END = b'"}]'
 _SPACED = b'[{"type": "text", "text": '
 _TEXT_FIRST = re.compile(rb'\[\s*+\{\s*+"type"\s*+:\s*+"text"\s*+,\s*+"text"\s*+:\s*+')
 
@@ -302,7 +315,7 @@ class _Reading:
         if content in _ABSENT:
             return
         if self._key in content[self._tail]:
-            chain.add_marked(b"", *self._unmarked(content))
+            self._add_marked(chain, b"", content)
         else:
             chain.add(b"", _plain(content))
 
@@ -317,13 +330,30 @@ class _Reading:
                 others = [getattr(message, name) for name in message.__struct_fields__[2:]]
                 head = b"".join((head, *others))
             if key in content[tail]:
-                content, marks = self._unmarked(content)
-                chain.add_marked(bytes(head), content, marks)
+                content = self._add_marked(chain, bytes(head), content)
+            elif content.startswith(_COMPACT) and content.endswith(_TEXT_END):
+                add(head, content[_COMPACT_BYTES:-2])
             else:
                 add(head, _plain(content))
             if len(chain.ends) == 2 and len(content) >= _TELLING_BYTES:
                 second = xxh3_128_digest(bytes(head) + _plain(content), self._salt)
         return second
+
+    def _add_marked(self, chain: _Chain, head: bytes, content: bytes) -> bytes:
+        """Take a part that has marks; returns it without them."""
+        at = content.rfind(self._key)
+        ttl_s = _LAST_MARKS.get(content[at:])
+        if ttl_s is not None and content.find(self._key) == at:
+            before = content[:at].rstrip()
+            if before.endswith(b","):
+                self.marks += 1
+                content = before[:-1] + b"}]"
+                chain.add(head, _plain(content))
+                chain.end(ttl_s)
+                return content
+        content, marks = self._unmarked(content)
+        chain.add_marked(head, content, marks)
+        return content
 
     def _unmarked(self, text: bytes) -> tuple[bytes, list[tuple[int, int]]]:
         """Take the marks out of a list of blocks, each with its comma.

@@ -43,6 +43,7 @@ _CACHE_CONTROL = _Mark(
     b'"cache_control"', re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"[^{}]*')
 )
 _CACHE_POINT = _Mark(b'"cachePoint"', re.compile(rb'"cachePoint"\s*:\s*\{[^{}]*"default"[^{}]*'))
+_WINDOW_BYTES = 24 * 1024
 _OVERLAP = 128
 """Bytes of the chunk before in which a `cache_control` may begin."""
 
@@ -257,7 +258,7 @@ def _asks_for_caching(text: bytes, ttls: bool, mark: _Mark) -> _Asked:
     """Say whether caching is asked for; and whether for an hour, where that is wanted."""
     # To find a constant is ten times as quick as to search for a pattern.
     asked, hour, seen = False, False, 0
-    at = text.find(mark.key)
+    at = _found(text, mark.key, 0)
     while at >= 0:
         found = mark.whole.match(text, at)
         at += 1
@@ -267,8 +268,21 @@ def _asks_for_caching(text: bytes, ttls: bool, mark: _Mark) -> _Asked:
             hour = ttls and b'"1h"' in found[0]
             if hour or not ttls:
                 break
-        at = text.find(mark.key, at)
+        at = _found(text, mark.key, at)
     return _Asked(asked, hour if ttls else None, seen, at if at >= 0 else len(text))
+
+
+def _found(text: bytes, key: bytes, at: int) -> int:
+    """Find a short key from a place on; -1 without one.
+
+    In windows that are short enough for CPython to search them by skipping (`fastsearch.h`; from
+    30,000 bytes on it takes another way), this is two to three times as quick.
+    """
+    while True:
+        found = text.find(key, at, at + _WINDOW_BYTES)
+        at += _WINDOW_BYTES - len(key) + 1
+        if found >= 0 or at + len(key) > len(text):
+            return found
 
 
 def _facts(request: _Request | Prompt, asked: _Asked) -> RequestFacts:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.account import live
+from sidecar.account.history import MAX_ROWS
 from sidecar.admin.page import POLICY, read_files
 from tests.support.running import Running, running
 from tests.support.wire import Answer, ask
@@ -81,6 +83,14 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_read_as_html() -> None:
                 r"innerHTML|outerHTML|insertAdjacent|\beval\b|document\.write", text
             )
             assert not re.search(r"<style|\sstyle=|\son\w+=", text), path
+
+
+def test_limits_that_it_names_are_those_in_force() -> None:
+    """Those of the table, of which it says what is not listed."""
+    script = (STATIC / "table.js").read_text()
+
+    assert f"the first {MAX_ROWS} models" in script
+    assert f"lists the {vars(live)['_MAX_LISTED']} with" in script
 
 
 def test_files_of_the_page_are_in_the_wheel(tmp_path: Path) -> None:
