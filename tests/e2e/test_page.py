@@ -124,6 +124,11 @@ def test_page_without_data_says_so_and_what_to_do(tab: Tab, sidecar: SidecarProc
     expect(page.locator("#pod")).not_to_have_text("this sidecar")
     expect(page.locator("body")).to_contain_text("One pod’s view")
     expect(page.locator("#chart-tokens")).to_be_hidden()
+    waited_for = page.evaluate(
+        "performance.getEntriesByType('resource').map(one => one.renderBlockingStatus)"
+    )
+    assert "non-blocking" in waited_for
+    assert "blocking" not in waited_for
     assert tab.violations() == []
     _keep(page, "empty")
 
@@ -208,6 +213,38 @@ def test_curves_add_up_to_the_numbers(tab: Tab, sidecar: SidecarProcess, clouds:
     figure.get_by_text("As a table").click()
     expect(figure.locator("tbody tr").first).to_be_visible()
     expect(page.locator("#chart-ratio .legend li").first).to_have_text(re.compile(r"\d%$"))
+
+
+def test_numbers_are_short_and_never_misleading(tab: Tab) -> None:
+    """What is not nothing does not look so, nor what is not all; and what is unknown is a dash."""
+    said = {
+        "count(null)": "–",
+        "count(0)": "0",
+        "count(1 / 3)": "0.33",
+        "count(9999.5)": "10,000",
+        "count(12345)": "12.35\u00a0k",
+        "count(2 ** 53)": "9007.2\u00a0T",
+        "usd(null)": "–",
+        "usd(0)": "$0",
+        "usd(0.0000000001)": "<$0.000001",
+        "usd(0.00123)": "$0.0012",
+        "usd(0.05)": "$0.05",
+        "usd(9876.543)": "$9,876.54",
+        "usd(1234567)": "$1.23\u00a0M",
+        "percent(null)": "–",
+        "percent(0)": "0%",
+        "percent(1)": "100%",
+        "percent(0.99999)": "99.9%",
+        "percent(0.00001)": "0.1%",
+        "span(89)": "89 s",
+        "span(90000)": "25 h",
+        "span(7 * 86400)": "7 days",
+    }
+    script = (
+        f"import('/static/format.js').then(({{ count, usd, percent, span }}) => [{','.join(said)}])"
+    )
+
+    assert dict(zip(said, tab.page.evaluate(script), strict=True)) == said
 
 
 def test_streams_in_flight_are_shown_while_they_run(tab: Tab, sidecar: SidecarProcess) -> None:
@@ -385,6 +422,25 @@ def test_sidecar_that_stops_in_an_answer_is_said_to_be_lost(
         assert tab.errors == []
 
 
+def test_tab_that_nobody_sees_asks_for_nothing(browser: Browser, sidecar: SidecarProcess) -> None:
+    """It asks again as soon as it is seen, and goes on."""
+    with opened(browser, "about:blank") as tab:
+        page = tab.page
+        page.clock.install()
+        page.goto(f"{sidecar.admin_url}/")
+        expect(page.locator("#models tbody tr")).to_have_count(4)
+        page.evaluate("Object.defineProperty(document, 'hidden', {value: true, writable: true})")
+        asked = len(tab.urls)
+        page.clock.run_for(60_000)
+        assert len(tab.urls) == asked
+        with page.expect_response("**/api/v1/series*"):
+            page.evaluate("document.hidden = false")
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        with page.expect_response("**/api/v1/series*"):
+            page.clock.run_for(4_000)
+        assert tab.errors == []
+
+
 def test_settings_are_shown_without_their_secrets(
     browser: Browser, settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -417,12 +473,17 @@ def test_settings_are_shown_without_their_secrets(
         expect(page.locator("#empty")).to_be_visible()
         page.reload()
         expect(page.locator("#empty")).to_be_visible()
-        expect(page.locator("#upstream")).to_have_text("not reachable")
+        expect(page.locator("#upstream")).to_have_text(re.compile("not reachable .*connect_failed"))
         expect(page.locator("#empty-title")).to_contain_text("LiteLLM cannot be reached")
+        expect(page.locator("#empty-lost")).to_contain_text(settings["SIDECAR_UPSTREAM"])
+        expect(page.locator("#example")).to_be_hidden()
+        expect(page.locator("#faults")).to_be_hidden()
         answer = httpx.post(f"{guarded.url}/v1/messages", json={}, trust_env=False, timeout=10)
         assert answer.status_code == 502
         wait_for_numbers(page, "#fault-count", [1])
         expect(page.locator("#codes")).to_contain_text("502 × 1")
+        expect(page.locator("#faults tbody tr")).to_contain_text("connect_failed")
+        assert tab.violations() == []
         page.get_by_text("Versions and settings").click()
         setting = page.locator("#settings div", has=page.get_by_text(re.compile("ADMIN_TOKEN$")))
         expect(setting.locator("dd").first).to_have_text("**********")

@@ -119,7 +119,7 @@ function showTiles({ figures, faults }) {
 function showHealth({ upstream, requests, faults, conflict, figures }) {
   const words = { ready: "reachable", starting: "starting", draining: "draining: this pod is about to stop", unreachable: "not reachable" };
   put("upstream", element("span", "", { class: `dot ${upstream.state}`, "aria-hidden": "true" }), words[upstream.state] ?? upstream.state);
-  of("upstream").title = upstream.reason ?? "";
+  if (upstream.state === "unreachable") of("upstream").append(" ", element("small", upstream.reason));
   of("upstream").classList.toggle("bad-text", upstream.state === "unreachable");
   put("in-flight", tokens(requests.in_flight, "requests"));
   put("finished", tokens(requests.finished, "requests"));
@@ -179,8 +179,9 @@ function showMisses({ misses }) {
   }));
 }
 
-function showEmpty({ instance: who, requests, upstream }, nothing) {
+function showEmpty({ instance: who, requests, upstream, faults }, nothing) {
   of("empty").hidden = !nothing;
+  document.querySelector(".pair").hidden = nothing && !faults.length;
   document.body.classList.toggle("unused", nothing);
   if (!nothing) return;
   const here = dataUrl(who);
@@ -190,7 +191,13 @@ function showEmpty({ instance: who, requests, upstream }, nothing) {
   -d '{"model": "claude-sonnet-4-5", "max_tokens": 64,
        "messages": [{"role": "user", "content": "Hello"}]}'`;
   of("empty-title").textContent = requests.finished ? "Requests have come, and no answer to count yet" : "No answer has been counted yet";
-  if (upstream.state === "unreachable") of("empty-title").textContent = "LiteLLM cannot be reached, so nothing can be counted";
+  // To have clients come is no advice then.
+  const lost = upstream.state === "unreachable";
+  of("empty-how").hidden = lost;
+  of("empty-lost").hidden = !lost;
+  if (!lost) return;
+  of("empty-title").textContent = "LiteLLM cannot be reached, so nothing can be counted";
+  of("empty-lost").textContent = `${upstream.reason}. Start it, or set SIDECAR_UPSTREAM to where it listens and restart the sidecar; this page goes on by itself as soon as LiteLLM answers.`;
 }
 
 function dataUrl(who) {
