@@ -415,13 +415,14 @@ def _at_a_glance(page: Layout) -> None:
     )
     page.number(
         "Not read",
-        "Of the exchanges with models, the part whose usage was absent or contradicted itself. "
-        "Their tokens are in no number here. See docs/alerts.md, SidecarUsageNotRead.",
+        "Of the answers of models that were no errors, the part whose usage was absent or "
+        "contradicted itself. Their tokens are in no number here. See docs/alerts.md, "
+        "SidecarUsageNotRead.",
         "percentunit",
         Ask(
             _ratio(
                 _increase("observations_total", _MODEL + ',status=~"missing|invalid"'),
-                _increase("observations_total", _MODEL),
+                _increase("observations_total", _MODEL + ',status!="error"'),
             )
         ),
         steps=((None, "green"), (0.05, "red")),

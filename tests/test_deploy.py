@@ -177,6 +177,24 @@ def test_compose_starts_nothing_that_can_change_its_image() -> None:
         assert name == "litellm" or (service["read_only"] and service["cap_drop"] == ["ALL"])
 
 
+def test_health_checks_need_what_their_images_are_for() -> None:
+    """Their own programs, which no slimmer image of the next version leaves out; Grafana has none
+    that asks, and its image is Alpine's."""
+    services = read(COMPOSE)[0]["services"]
+    asked = {
+        name: service["healthcheck"]["test"][:2]
+        for name, service in services.items()
+        if "test" in service.get("healthcheck", {})
+    }
+
+    assert asked == {
+        "provider": ["CMD", "python"],
+        "litellm": ["CMD", "python3"],
+        "prometheus": ["CMD", "promtool"],
+        "grafana": ["CMD", "wget"],
+    }
+
+
 def test_grafana_of_compose_shows_the_dashboard_first() -> None:
     """Its folders lie where its provisioning looks, its data where it can write."""
     grafana = read(COMPOSE)[0]["services"]["grafana"]

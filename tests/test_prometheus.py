@@ -227,11 +227,70 @@ def test_templates_name_labels_that_there_are(alert: Json) -> None:
     kept |= {"route"} if "on (route)" in alert["expr"] else set()
 
     assert named <= kept
-    assert set(re.findall(r"\{\{ (.+?) \}\}", text)) <= {
-        *(f"$labels.{label}" for label in kept),
-        "$value | humanizePercentage",
-        "$value | humanize",
+    # SIDECAR_LABELS may leave these out: there are words for that.
+    optional = {"model": "all models", "team_alias": "All teams"}
+    if "reason" in kept:  # Not of the token series: the model is always there.
+        optional = {}
+    spelled = {
+        f'or $labels.{label} "{optional[label]}"' if label in optional else f"$labels.{label}"
+        for label in kept
     }
+    assert set(re.findall(r"\{\{ (.+?) \}\}", text)) <= spelled | set(_VALUES)
+
+
+# A count is whole, though `increase` makes fractions; `humanize` would write 0.07 as 70m.
+_VALUES = {"$value | humanizePercentage": r"\d[\d.]*%", 'printf "%.0f" $value': r"\d+"}
+
+
+def test_words_of_alerts_can_be_read(tmp_path: Path) -> None:
+    """Prometheus fills in every template of every alert that fires in the tests, with all its
+    labels and without those that may be left out."""
+    tests = load("alerts_test.yml")
+    tests["rule_files"] = [str(DIRECTORY / name) for name in RULES]
+    for test in tests["tests"]:
+        cases = test.pop("promql_expr_test")
+        fires = [c for c in cases if c["exp_samples"] and f'"{test["name"]}"' in c["expr"]]
+        # It expects nothing, so that it tells what there is.
+        test["alert_rule_test"] = [
+            {"alertname": test["name"], "eval_time": fires[0]["eval_time"], "exp_alerts": []}
+        ]
+    path = tmp_path / "words.yml"
+    path.write_text(yaml.safe_dump(tests))
+    program = require(shutil.which("promtool"), "promtool")
+    told = subprocess.run(
+        [program, "test", "rules", str(path)], capture_output=True, text=True, check=False
+    )
+    quoted = r'(\w+)="((?:[^"\\]|\\.)*)"'
+    fired: dict[str, list[tuple[Json, Json]]] = {name: [] for name in NAMES}
+    for labels, words in re.findall(
+        r"Labels:(\{.*?\})\s+Annotations:(\{.*?\})\s*(?:\n|,$)", told.stdout + told.stderr, re.M
+    ):
+        its, said = (
+            {name: json.loads(f'"{text}"') for name, text in re.findall(quoted, found)}
+            for found in (labels, words)
+        )
+        fired[its["alertname"]].append((its, said))
+
+    assert [name for name, found in fired.items() if not found] == []
+    for alert in ALERTS:
+        for its, said in fired[alert["alert"]]:
+            for name, template in alert["annotations"].items():
+                expected = "".join(
+                    _filled(piece[3:-3], its) if piece.startswith("{{") else re.escape(piece)
+                    for piece in re.split(r"(\{\{ .+? \}\})", template)
+                )
+                assert re.fullmatch(expected, said[name]), (said[name], template)
+
+
+def _filled(template: str, labels: Json) -> str:
+    """What stands for a template, as a regular expression."""
+    if template in _VALUES:
+        return _VALUES[template]
+    match = re.fullmatch(r'(?:or )?\$labels\.(\w+)(?: "(.+)")?', template)
+    assert match is not None
+    text = labels.get(match[1]) or match[2]
+    assert text, template
+    return re.escape(text)
 
 
 def test_every_alert_has_a_section_and_no_section_is_left_over() -> None:
