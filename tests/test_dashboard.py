@@ -41,7 +41,7 @@ OTHERS: dict[str, set[str]] = {
     # LiteLLM's.
     "litellm_spend_metric_total": {"team_alias"},
 }
-SCRAPED = {"job", "instance"}
+SCRAPED = {"job", "instance", "namespace"}
 WORDS = {"by", "on", "and", "unless", "group_left"}
 
 
@@ -197,7 +197,7 @@ def test_a_panel_turns_red_where_its_alert_fires(title: str) -> None:
 
     def increases(expr: str) -> list[str]:
         """Of what, in order: without the choices at the top, and the window."""
-        bare = re.sub(r'(?:instance|model)=~"\$\w+",?|\s', "", expr)
+        bare = re.sub(r'(?:namespace|instance|model)=~"\$\w+",?|\s', "", expr)
         return [
             f"{name}{{{chosen}}}"
             for name, chosen in re.findall(r"increase\((\w+)(?:\{([^}]*)\})?\[", bare)

@@ -305,6 +305,30 @@ def test_every_alert_has_a_section_and_no_section_is_left_over() -> None:
         assert re.search(r"(?m)^1\. .*\n2\. .*\n3\. .*\n\n\*\*Do:\*\* ", text)
 
 
+def test_queries_of_runbooks_can_be_pasted(tmp_path: Path) -> None:
+    """Prometheus reads each query of the alerts' words, and of their page."""
+    # An aggregation or a function, with all of its parentheses.
+    nested = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"
+    query = rf"\b(?:sum|count|topk|avg|histogram_quantile)(?: by {nested})? ?{nested}"
+    texts = [alert["annotations"]["runbook"] for alert in ALERTS]
+    told = [re.findall(query, re.sub(r"\{\{.+?\}\}", "model", text)) for text in texts]
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    spans = [span for span in re.findall(r"`([^`\n]+)`", page) if "(" in span]
+    queries = [*(one for found in told for one in found), *spans]
+    rules = [
+        {"record": f"q:{number}", "expr": text.replace("…", "x")}
+        for number, text in enumerate(queries)
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]}))
+
+    promtool("check", "rules", str(path))
+
+    assert (len(spans) > 8, sum(map(len, told)) > 5) == (True, True)
+    # None is cut short.
+    assert [one for one in queries if re.match(r"(sum|count) by \([^)]*\)$", one)] == []
+
+
 def test_every_alert_is_tested_firing_and_silent() -> None:
     """Each has a test of its name in which it fires, and in which something else does not."""
     tests = {test["name"]: test for test in load("alerts_test.yml")["tests"]}
@@ -327,7 +351,31 @@ def test_every_alert_is_tested_firing_and_silent() -> None:
         assert silent or len(values) > len(fires), name
 
 
-# The cookbook
+# The pages
+
+PAGES = [
+    path for path in sorted((ROOT / "docs").rglob("*.md")) if "```promql\n" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_queries_of_pages_can_be_pasted(path: Path, tmp_path: Path) -> None:
+    """Prometheus reads each of them; a comment or a blank line stands between two."""
+    blocks = re.findall(r"```promql\n(.*?)```", path.read_text(), re.DOTALL)
+    queries = [
+        query for block in blocks for query in re.split(r"(?m)^(?:#.*)?\n", block) if query.strip()
+    ]
+    # Where a line is a query of its own.
+    if path.stem == "rollout":
+        queries = [line for query in queries for line in query.splitlines()]
+    rules = [{"record": f"q:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "queries.yml").write_text(
+        yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]})
+    )
+
+    promtool("check", "rules", str(tmp_path / "queries.yml"))
+
+    assert len(queries) >= len(blocks)
 
 
 def test_cookbook_has_ten_questions() -> None:

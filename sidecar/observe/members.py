@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-__all__ = ["MemberReader", "end_of_item", "find_member", "member_of", "members_of"]
+__all__ = ["SHALLOW", "MemberReader", "end_of_item", "find_member", "member_of", "members_of"]
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -27,7 +27,7 @@ _SPACE = rb"[ \t\n\r]*+"
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'[^"{}\[\]]++|' + _STRING
 # Brackets are taken in pairs to a depth of two: what is deeper costs a step of Python's for each.
-_SHALLOW = re.compile(
+SHALLOW = re.compile(
     rb"(?:%b|[{\[](?:%b|[{\[](?:%b)*+[}\]])*+[}\]])*+" % (_FLAT, _FLAT, _FLAT), re.DOTALL
 )
 _BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?+" + _SPACE)
@@ -128,16 +128,17 @@ def find_member(text: bytes, path: Sequence[str]) -> tuple[int, int] | None:
     return place
 
 
-def end_of_item(text: bytes, position: int) -> int:
+def end_of_item(text: bytes, position: int, begin: int = 1) -> int:
     """Return where that item of an array ends in which a position stands.
 
     Args:
         text: an array, without blanks before it.
         position: of no place within a string. Where it is between two items, it is returned.
+        begin: where to look from, between two items.
     """
-    at = 1
+    at = begin
     while True:
-        match = _SHALLOW.match(text, at, position)
+        match = SHALLOW.match(text, at, position)
         assert match is not None  # the pattern takes the empty string
         at = match.end()
         if at >= position:
@@ -155,7 +156,7 @@ def _end_of_value(text: bytes, begin: int) -> int:
         return -1 if scalar is None else scalar.end()
     at, depth = begin + 1, 1
     while depth:
-        match = _SHALLOW.match(text, at)
+        match = SHALLOW.match(text, at)
         assert match is not None  # the pattern takes the empty string
         at = match.end() + 1
         if at > len(text) or text[at - 1] == 0x22:  # a quote: a string that does not end

@@ -29,10 +29,13 @@ __all__ = ["PrefixReader", "Prompt"]
 _TTL_S, _LONG_TTL_S = 300, 3600
 _MAX_BREAKPOINTS = 4
 _MAX_MARKS = 1024
-_MAX_OBJECTS = 32 * 1024
+_MAX_OBJECTS = 16 * 1024
 """Of a prompt with more marks or objects nothing is said: to read it would hold up the loop."""
 _COUNTED_FROM_BYTES = 128 * 1024
 """Up to this size a body cannot hold so many that it takes more than a few milliseconds."""
+_MAX_MESSAGES = 2048
+_MAX_BRACKETS = 8192
+"""Of a part with more the end of a block within is not looked for: each may cost a step."""
 _TAIL_BYTES = 96
 """Where a mark is nearly always found; for a whole one without blanks 65 are enough."""
 _TELLING_BYTES = 100
@@ -172,15 +175,24 @@ class _Chain:
         self.ends.append(digest.digest())
         self.size += len(plain)
 
-    def add_marked(self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]) -> None:
+    def add_marked(self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]) -> bool:
         """Take a part that had marks.
 
         Args:
             marks: where they were, and the TTL that each asked for.
+
+        Returns:
+            False where it would take too long to say where the marked blocks end.
         """
-        last_ttl_s = -1
-        for at, ttl_s in marks:
-            end = _end_of_block(content, at)
+        last_ttl_s, end = -1, 1
+        if marks and not _CLOSED.fullmatch(content, marks[0][0]):
+            brackets = content.count(b"[") + content.count(b"{")
+            if brackets > _MAX_BRACKETS:
+                return False
+        # Those before the last four would be left out in the end. A part may hold them all, and
+        # be most of the body: it must not be gone through once for each.
+        for at, ttl_s in marks[-_MAX_BREAKPOINTS:]:
+            end = _end_of_block(content, at, end)
             if end == len(content):
                 last_ttl_s = ttl_s
                 continue
@@ -191,6 +203,7 @@ class _Chain:
         self.add(head, _plain(content))
         if last_ttl_s >= 0:
             self.end(last_ttl_s)
+        return True
 
     def end(self, ttl_s: int) -> None:
         """Note a breakpoint at the end of what was taken."""
@@ -237,9 +250,13 @@ class PrefixReader:
             marks: how many places in the body look like one.
 
         Returns:
-            None where it has no breakpoint, too many marks, or is not whole in the request.
+            None where it has no breakpoint, too much of anything, or is not whole in the request.
         """
-        if marks > _MAX_MARKS or (isinstance(prompt, _Response) and prompt.elsewhere):
+        if marks > _MAX_MARKS or (
+            not isinstance(prompt.messages, str) and len(prompt.messages) > _MAX_MESSAGES
+        ):
+            return None
+        if isinstance(prompt, _Response) and prompt.elsewhere:
             return None
         reading = _Reading(self._salt, self._key, self._mark, thorough=False)
         found = self._digest(prompt, reading)
@@ -279,7 +296,7 @@ class PrefixReader:
             for digest, ttl_s, size, _ in (*tools.breakpoints, *system.breakpoints)
         ]
         found += rest.breakpoints
-        if not found:
+        if not found or reading.lost:
             return None
         before = system.digest
         return Prefix(
@@ -299,7 +316,7 @@ class _Reading:
     looked for marks; if these are not all that the body has, everything is searched.
     """
 
-    __slots__ = ("_key", "_mark", "_salt", "_tail", "marks")
+    __slots__ = ("_key", "_mark", "_salt", "_tail", "lost", "marks")
 
     def __init__(self, salt: int, key: bytes, mark: re.Pattern[bytes], *, thorough: bool) -> None:
         self._salt = salt
@@ -308,6 +325,8 @@ class _Reading:
         self._tail = slice(None if thorough else -_TAIL_BYTES, None)
         self.marks = 0
         """How many were found that look like one."""
+        self.lost = False
+        """Whether there is a part of which nothing can be said."""
 
     def add_section(self, chain: _Chain, value: Raw) -> None:
         """Take tools or a system prompt for one part, if there is anything."""
@@ -352,7 +371,8 @@ class _Reading:
                 chain.end(ttl_s)
                 return content
         content, marks = self._unmarked(content)
-        chain.add_marked(head, content, marks)
+        if not chain.add_marked(head, content, marks):
+            self.lost = True
         return content
 
     def _unmarked(self, text: bytes) -> tuple[bytes, list[tuple[int, int]]]:
@@ -392,11 +412,17 @@ def _ttl_s(control: bytes) -> int:
     return _LONG_TTL_S if b'"1h"' in control else _TTL_S
 
 
-def _end_of_block(content: bytes, at: int) -> int:
-    """Return where the block ends that a place stands in: at the end of all if it is the last."""
+def _end_of_block(content: bytes, at: int, begin: int) -> int:
+    """Return where the block ends that a place stands in: at the end of all if it is the last.
+
+    Args:
+        begin: where to look from; the place may be before that, in the block that ends there.
+    """
+    if at < begin:
+        return begin
     if _CLOSED.fullmatch(content, at) or not content.startswith(b"["):
         return len(content)
-    end = end_of_item(content, at)
+    end = end_of_item(content, at, begin)
     return len(content) if _CLOSED.fullmatch(content, end) else end
 
 

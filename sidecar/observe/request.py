@@ -19,14 +19,17 @@ import msgspec
 
 from sidecar.exchange import Dialect, RawHeaders, RequestFacts, first_values
 from sidecar.observe.decoding import codings_of
-from sidecar.observe.members import MemberReader
+from sidecar.observe.members import SHALLOW, MemberReader
 from sidecar.observe.prefix import PrefixReader, Prompt
 
 __all__ = ["BodyReader"]
 
 _WHOLE_BYTES = 4 * 1024 * 1024
 _STEP_BYTES = 64 * 1024
-"""How much is scanned between two chances for the loop to do other work: 0.5 to 2.5 ms."""
+"""From this size on, what is done with a whole body is done in more than one step."""
+_DENSE_STEP_BYTES = 8 * 1024
+"""How much is scanned between two chances for the loop to do other work: 3 ms, if all of it are
+brackets."""
 _MAX_TOP_BYTES = 1024 * 1024
 """Longest top level that is kept, in bytes. A system prompt given as a string belongs to it."""
 
@@ -44,8 +47,13 @@ _CACHE_CONTROL = _Mark(
 )
 _CACHE_POINT = _Mark(b'"cachePoint"', re.compile(rb'"cachePoint"\s*:\s*\{[^{}]*"default"[^{}]*'))
 _WINDOW_BYTES = 24 * 1024
-_OVERLAP = 128
-"""Bytes of the chunk before in which a `cache_control` may begin."""
+_MARK_BYTES = 256
+"""How much of the text is looked at from a key on: a whole one without blanks has 65 bytes."""
+_MAX_KEYS = 1024
+"""So many keys are looked at; if none of them asks, whether the request does is not known."""
+_COUNTED_FROM_BYTES = 1024 * 1024
+_MAX_TOKENS = 256 * 1024
+"""A body with more values than the decoder goes through in about 2 ms is scanned in steps."""
 
 # Whole strings and everything else that is neither a bracket nor an unfinished string. The
 # possessive quantifiers keep the matcher from saving places to come back to.
@@ -56,12 +64,69 @@ _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 class _Asked(NamedTuple):
     """What a text asks for."""
 
-    asked: bool
+    asked: bool | None
     hour: bool | None
-    seen: int = 0
-    """How many marks were looked at."""
-    searched: int = 0
-    """Up to where."""
+
+
+class _Asking:
+    """Looks for what asks for caching in a text that comes in pieces.
+
+    Each key is judged by itself and the bytes behind it, the same ones however the text is cut.
+
+    Args:
+        ttls: whether to look for one that asks for an hour, too.
+    """
+
+    __slots__ = ("_asked", "_hour", "_mark", "_tail", "_ttls", "keys")
+
+    def __init__(self, ttls: bool, mark: _Mark) -> None:
+        self._ttls = ttls
+        self._mark = mark
+        self._asked = self._hour = False
+        self._tail = b""
+        self.keys = 0
+        """How many were looked at."""
+
+    def feed(self, piece: bytes) -> None:
+        """Look at the keys that have enough bytes behind them."""
+        if self._known:
+            return
+        text = self._tail + piece if self._tail else piece
+        self.search(text, len(text) - _MARK_BYTES + 1)
+        self._tail = text[1 - _MARK_BYTES :]
+
+    def finish(self) -> _Asked:
+        """Look at the others."""
+        self.search(self._tail, len(self._tail))
+        return self.found
+
+    def search(self, text: bytes, end: int) -> int:
+        """Look at the keys that begin before `end`; returns up to where that was needed."""
+        # To find a constant is ten times as quick as to search for a pattern.
+        key, whole = self._mark
+        at = _found(text, key, 0)
+        while 0 <= at < end and not self._known:
+            self.keys += 1
+            found = whole.match(text, at, at + _MARK_BYTES)
+            if found is not None:
+                self._asked = True
+                self._hour = b'"1h"' in found[0]
+            at += 1
+            if not self._known:
+                at = _found(text, key, at)
+        return at if at >= 0 else len(text)
+
+    @property
+    def _known(self) -> bool:
+        """Whether the rest tells no more, or too much was looked at."""
+        return (self._asked and (self._hour or not self._ttls)) or self.keys >= _MAX_KEYS
+
+    @property
+    def found(self) -> _Asked:
+        """What was found."""
+        if self.keys >= _MAX_KEYS and not (self._asked and (self._hour or not self._ttls)):
+            return _Asked(self._asked or None, None)
+        return _Asked(self._asked, self._hour if self._ttls else None)
 
 
 class _Request(msgspec.Struct):
@@ -100,6 +165,8 @@ class BodyReader:
         self._mark = _CACHE_POINT if converse else _CACHE_CONTROL
         self._max_bytes = max_bytes
         self._size = 0
+        self._tokens: int | None = None
+        """How many values a large body may have; None for one that is not so large."""
         self._facts: RequestFacts | None = None
         self._chunks: list[bytes] = []
         self._scanner: _Scanner | None = None
@@ -111,6 +178,8 @@ class BodyReader:
         length = fields.get(b"content-length", b"").strip()
         if not length.isdigit() or int(length) > _WHOLE_BYTES:
             self._scanner = _Scanner(self._ttls, self._mark)
+        elif int(length) > _COUNTED_FROM_BYTES:
+            self._tokens = 0
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -125,6 +194,8 @@ class BodyReader:
             self._scanner.feed(chunk)
         else:
             self._chunks.append(chunk)
+            if self._tokens is not None:
+                self._tokens += chunk.count(b",") + chunk.count(b"[") + chunk.count(b"{")
 
     def finish(self) -> Iterator[None]:
         """Work off what is left, in steps between which the loop may run."""
@@ -133,22 +204,28 @@ class BodyReader:
         if self._scanner is None:
             body = b"".join(self._chunks)
             self._chunks.clear()
-            prefixes = self._prefixes
-            prompt = prefixes.read(body) if prefixes is not None else None
-            request = prompt or _members.strict(body)
-            if request is not None:
-                asked = _asks_for_caching(body, self._ttls, self._mark)
-                self._facts = facts = _facts(request, asked)
-                if prefixes is not None and prompt and (asked.asked or prefixes.automatic):
+            if (self._tokens or 0) <= _MAX_TOKENS:
+                prefixes = self._prefixes
+                prompt = prefixes.read(body) if prefixes is not None else None
+                request = prompt or _members.strict(body)
+                if request is not None:
                     if len(body) > _STEP_BYTES:
                         yield
-                    marks = asked.seen + body.count(self._mark.key, asked.searched)
-                    self._facts = facts._replace(prefix=prefixes.prefix(prompt, marks))
-                return
-            # Perhaps only text that was cut inside an emoji, which LiteLLM's decoder takes.
+                    asking = _Asking(self._ttls, self._mark)
+                    searched = asking.search(body, len(body))
+                    self._facts = facts = _facts(request, asking.found)
+                    wanted = facts.caching_asked or (prefixes is not None and prefixes.automatic)
+                    if prefixes is not None and prompt is not None and wanted:
+                        marks = asking.keys + body.count(self._mark.key, searched)
+                        if len(body) > _STEP_BYTES:
+                            yield
+                        self._facts = facts._replace(prefix=prefixes.prefix(prompt, marks))
+                    return
+            # Too much for one step, or perhaps text that was cut inside an emoji, which
+            # LiteLLM's decoder takes.
             self._scanner = _Scanner(self._ttls, self._mark)
-            for start in range(0, len(body), _STEP_BYTES):
-                self._scanner.feed(body[start : start + _STEP_BYTES])
+            for start in range(0, len(body), _DENSE_STEP_BYTES):
+                self._scanner.feed(body[start : start + _DENSE_STEP_BYTES])
                 yield
         self._facts = self._scanner.facts()
 
@@ -164,42 +241,31 @@ class _Scanner:
     """
 
     __slots__ = (
-        "_asked",
+        "_asking",
         "_depth",
         "_escaped",
-        "_hour",
         "_in_string",
-        "_mark",
         "_overflow",
-        "_tail",
         "_top",
-        "_ttls",
     )
 
     def __init__(self, ttls: bool, mark: _Mark) -> None:
-        self._ttls = ttls
-        self._mark = mark
+        self._asking = _Asking(ttls, mark)
         self._depth = 0
         self._in_string = False
         self._escaped = False
         self._top = bytearray()
         self._overflow = False
-        self._tail = b""
-        self._asked = False
-        self._hour: bool | None = False if ttls else None
 
     def feed(self, chunk: bytes) -> None:
-        if not self._asked or self._hour is False:
-            window = self._tail + chunk
-            found = _asks_for_caching(window, self._ttls, self._mark)
-            self._asked, self._hour = self._asked or found.asked, found.hour
-            self._tail = window[-_OVERLAP:]
+        self._asking.feed(chunk)
         at = 0
         if self._in_string:
             at = self._rest_of_string(chunk)
             self._keep(chunk[:at])
         while at < len(chunk):
-            match = _FLAT.match(chunk, at)
+            # Below the top level nothing is kept: there brackets go in pairs.
+            match = (SHALLOW if self._depth > 1 else _FLAT).match(chunk, at)
             assert match is not None  # the pattern takes the empty string
             flat_end = match.end()
             self._keep(chunk[at:flat_end])
@@ -228,9 +294,7 @@ class _Scanner:
         if self._overflow or self._depth or self._in_string:
             return RequestFacts()
         request = _members.lenient(bytes(self._top))
-        return (
-            RequestFacts() if request is None else _facts(request, _Asked(self._asked, self._hour))
-        )
+        return RequestFacts() if request is None else _facts(request, self._asking.finish())
 
     def _rest_of_string(self, chunk: bytes) -> int:
         """Return where in the chunk the open string ends; the chunk's length if it does not."""
@@ -252,24 +316,6 @@ class _Scanner:
         if len(self._top) > _MAX_TOP_BYTES:
             self._overflow = True
             self._top.clear()
-
-
-def _asks_for_caching(text: bytes, ttls: bool, mark: _Mark) -> _Asked:
-    """Say whether caching is asked for; and whether for an hour, where that is wanted."""
-    # To find a constant is ten times as quick as to search for a pattern.
-    asked, hour, seen = False, False, 0
-    at = _found(text, mark.key, 0)
-    while at >= 0:
-        found = mark.whole.match(text, at)
-        at += 1
-        seen += 1
-        if found is not None:
-            asked = True
-            hour = ttls and b'"1h"' in found[0]
-            if hour or not ttls:
-                break
-        at = _found(text, mark.key, at)
-    return _Asked(asked, hour if ttls else None, seen, at if at >= 0 else len(text))
 
 
 def _found(text: bytes, key: bytes, at: int) -> int:

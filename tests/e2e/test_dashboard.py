@@ -103,7 +103,9 @@ class Played:
     def values(self, **chosen: str | Sequence[str]) -> dict[str, str | Sequence[str]]:
         """What Grafana would put for variables, over all that was played."""
         ms = round(1000 * (self.ended - self.began))
-        everything = dict.fromkeys(("model", "team_alias", "provider", "instance"), ".*")
+        everything = dict.fromkeys(
+            ("namespace", "model", "team_alias", "provider", "instance"), ".*"
+        )
         return {
             # Four scrapes, as Grafana has it.
             "__rate_interval": "4s",
@@ -243,7 +245,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             "SIDECAR_PRICE_SOURCES": "file,cost_map,package",
         }
         target = {"litellm-sidecar": f"127.0.0.1:{ports[1]}"}
-        with Prometheus(target, directory, rule_files=[_hasty_alerts(directory)]) as prometheus:
+        # As discovery in Kubernetes has it.
+        namespace = {"target_label": "namespace", "replacement": "llm"}
+        with Prometheus(
+            target,
+            directory,
+            rule_files=[_hasty_alerts(directory)],
+            scrape_options={"relabel_configs": [namespace]},
+        ) as prometheus:
             # A process knows its own start to a second.
             week = Played(prometheus, books, time.time() - 3)
             for version in LIVES:
@@ -298,6 +307,13 @@ def test_no_query_is_empty(played: Played) -> None:
             if not numbers or any(map(math.isnan, numbers)):
                 empty.append((query.where, query.expr))
         assert empty == []
+
+
+def test_another_namespace_is_left_out(played: Played) -> None:
+    """What stands elsewhere is in no panel; alerts alone are shown of all."""
+    values = played.values(namespace=["elsewhere"])
+
+    assert {query.where for query in QUERIES if played.ask(query, values)} == {"Alerts"}
 
 
 def test_numbers_at_a_glance_are_those_of_the_books(played: Played) -> None:

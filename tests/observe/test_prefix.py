@@ -10,6 +10,7 @@ import pytest
 
 from sidecar.exchange import Dialect, Prefix
 from sidecar.observe import prefix as module
+from sidecar.observe.members import end_of_item
 from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.request import BodyReader
 from tests.support.bodies import cuts
@@ -220,8 +221,60 @@ def test_too_much_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(body) is None
 
 
+def test_a_part_full_of_marks_is_gone_through_for_the_last_four_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than a provider takes; the way through a part goes on where the last one ended."""
+    looked: list[tuple[int, int]] = []
+
+    def counted(content: bytes, at: int, begin: int) -> int:
+        looked.append((begin, at))
+        return end_of_item(content, at, begin)
+
+    monkeypatch.setattr(module, "end_of_item", counted)
+    blocks = [text("a", SHORT), text("b"), *[text("c" * 50, SHORT) for _ in range(1000)]]
+    found = prefix({"messages": [user(*blocks, text("d"))]})
+    assert len(looked) == len(found.breakpoints) == 4
+    assert [begin > 1 for begin, _ in looked] == [False, True, True, True]
+    fewer = prefix({"messages": [user(text("a"), *blocks[1:-4], *blocks[-4:], text("d"))]})
+    assert [each.digest for each in fewer.breakpoints] == [
+        each.digest for each in found.breakpoints
+    ]
+
+
+def test_two_marks_in_one_block_end_where_it_ends() -> None:
+    """A mark within a block and one at its end tell of one place."""
+    inner = {"type": "tool_result", "content": [text("a", SHORT)], "cache_control": SHORT}
+    found = prefix({"messages": [user(inner, text("b"), text("c", SHORT))]}).breakpoints
+    assert len(found) == 3
+    assert found[0].digest == found[1].digest != found[2].digest
+
+
+@pytest.mark.parametrize("section", ["tools", "system", "messages"])
+def test_nothing_is_said_of_a_block_among_too_many_brackets(section: str) -> None:
+    """Where its end would take long to find, in a prompt that is read where it need not be."""
+
+    def body(brackets: int, *after: Json) -> Json:
+        blocks = [text("a", SHORT) | {"x": [[]] * brackets}, *after]
+        others: Json = {"tools": [], "system": [], "messages": [user(text("e", SHORT))]}
+        return others | {section: blocks if section != "messages" else [user(*blocks)]}
+
+    assert read(body(8000, text("b"))) is not None
+    assert read(body(9000, text("b"))) is None
+    last = {"type": "x", "x": [[]] * 9000} | text("a", SHORT)
+    assert read(body(0) | {section: [user(last)] if section == "messages" else [last]}) is not None
+
+
+def test_nothing_is_said_of_too_many_messages() -> None:
+    """Each costs a step."""
+    messages = [user(text("a"))] * 2047
+    assert read({"messages": [*messages, user(text("a", SHORT))]}) is not None
+    assert read({"messages": [*messages, *messages, user(text("a", SHORT))]}) is None
+    assert read({"input": "a" * 3000}, Dialect.OPENAI_RESPONSES) is not None
+
+
 def test_large_bodies_give_the_loop_a_turn() -> None:
-    """They are digested in a step of their own."""
+    """They are decoded, searched and digested in a step each."""
     raw = json.dumps({"messages": [user(text("a" * 100_000, SHORT))]}).encode()
     reader = BodyReader(
         [(b"content-length", b"%d" % len(raw))],
@@ -229,7 +282,7 @@ def test_large_bodies_give_the_loop_a_turn() -> None:
         prefixes=PrefixReader(Dialect.ANTHROPIC, 7),
     )
     reader.feed(raw)
-    assert len(list(reader.finish())) == 1
+    assert len(list(reader.finish())) == 2
     assert reader.facts().prefix is not None
 
 

@@ -207,3 +207,43 @@ def test_cache_points_of_converse(point: Any, asked: bool, hour: bool, sized: bo
     for _ in reader.finish():
         pass
     assert reader.facts() == RequestFacts(None, None, asked, hour)
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["whole", "scanned"])
+@pytest.mark.parametrize("ttls", [True, False])
+def test_only_so_many_keys_are_looked_at(sized: bool, ttls: bool) -> None:
+    """Behind a thousand false ones it is not known whether caching is asked for, or how long."""
+
+    def facts(*blocks: Any) -> RequestFacts:
+        raw = body(tools=blocks)
+        pieces = [raw[at : at + 999] for at in range(0, len(raw), 999)]
+        return read(pieces, sized=sized, ttls=ttls)
+
+    false = [{"cache_control": {"type": "string"}}]
+    assert facts(*false * 1023).caching_asked is False
+    assert facts(*false * 1022, BLOCK)[2:4] == (True, True if ttls else None)
+    assert facts(*false * 1024)[2:4] == (None, None)
+    assert facts(*false * 1024, BLOCK)[2:4] == (None, None)
+    assert facts(SHORT_BLOCK, *false * 1024)[2:4] == (True, None)
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["whole", "scanned"])
+def test_a_mark_is_the_same_wherever_its_text_is_cut(sized: bool) -> None:
+    """Blanks within it may be many: it is looked at up to a bound, which is the same for all."""
+    for blanks, asked in ((200, True), (300, False)):
+        raw = b'{"x":{"cache_control":%b{"type":"ephemeral"}}}' % (b" " * blanks)
+        for at in range(len(raw)):
+            assert read([raw[:at], raw[at:]], sized=sized).caching_asked is asked
+
+
+@pytest.mark.parametrize("value", [b"1", b"{}", b"[]", b'""', b"[[[[]]]]"])
+def test_dense_bodies_are_scanned_in_steps(value: bytes) -> None:
+    """Millions of values would hold up the loop in a decoder; in steps they say the same."""
+    many = (2 * 1024 * 1024) // (len(value) + 1)
+    raw = b'{"model":"m","messages":[%b],"stream":true}' % b",".join([value] * many)
+    reader = BodyReader([(b"content-length", b"%d" % len(raw))], MAX, ttls=True)
+    for at in range(0, len(raw), 65536):
+        reader.feed(raw[at : at + 65536])
+    steps = sum(1 for _ in reader.finish())
+    assert steps >= len(raw) // 8192
+    assert reader.facts()[:2] == ("m", True)
