@@ -72,7 +72,7 @@ def test_nothing_of_a_prompt_is_held_or_logged(caplog: pytest.LogCaptureFixture)
     assert "canary" not in caplog.text
 
 
-def test_ten_thousand_conversations_take_less_than_64_mb() -> None:
+def test_ten_thousand_conversations_take_less_than_4_kb_each() -> None:
     """Each of a key of its own with two turns, and a breakpoint in each place."""
     play = Play(max_conversations=10_000)
     wrote = Observation(Status.COMPLETE, Usage(7, 5, 0, 6000, 5000, 1000))
@@ -109,5 +109,4 @@ def test_ten_thousand_conversations_take_less_than_64_mb() -> None:
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert 5e6 < held < 64e6, f"{held / 1e6:.1f} MB"
-    print(f"{held / 1e6:.1f} MB")
+    assert 5e6 < held < 40e6, f"{held / 1e6:.1f} MB"
