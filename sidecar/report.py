@@ -56,6 +56,7 @@ class _Line(msgspec.Struct, gc=False):
     write_unknown_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    miss_reason: str | None = None
 
 
 _client_of = lru_cache(maxsize=1024)(client_of)
@@ -82,6 +83,8 @@ class Sums:
     partial: int = 0
     """Those of whose answer only a part could be read."""
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    misses: dict[str, int] = field(default_factory=dict)
+    """Answers that read nothing though caching was asked for, by why."""
     uncached: int = 0
     read: int = 0
     write_5m: int = 0
@@ -99,6 +102,8 @@ class Sums:
             self.partial += 1
         if line.outcome is not None:
             self.outcomes[line.outcome] += 1
+        if line.miss_reason is not None:
+            self.misses[line.miss_reason] = self.misses.get(line.miss_reason, 0) + 1
         self.uncached += line.uncached_tokens or 0
         self.read += line.read_tokens or 0
         self.write_5m += line.write_5m_tokens or 0
@@ -112,10 +117,12 @@ class Sums:
     def add(self, other: Sums) -> None:
         """Add another group."""
         for name in self.__slots__:
-            if name != "outcomes":
+            if name not in ("outcomes", "misses"):
                 setattr(self, name, getattr(self, name) + getattr(other, name))
         for outcome, count in other.outcomes.items():
             self.outcomes[outcome] += count
+        for reason, count in other.misses.items():
+            self.misses[reason] = self.misses.get(reason, 0) + count
 
     @property
     def answers(self) -> int:
@@ -221,6 +228,7 @@ def _as_json(sums: Sums) -> dict[str, Any]:
         "answers": sums.answers,
         "partial": sums.partial,
         "outcomes": sums.outcomes,
+        "misses": sums.misses,
         "hit_ratio_requests": sums.hit_ratio_requests,
         "hit_ratio_tokens": sums.hit_ratio_tokens,
         "uncached_tokens": sums.uncached,
@@ -266,6 +274,12 @@ def read_time(text: str) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _reasons(sums: Sums) -> str:
+    """Name the reasons of misses, the most frequent first; those of a later version too."""
+    most = sorted(sums.misses.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{shown(reason)} {count:,}" for reason, count in most)
+
+
 def print_report(report: Report) -> None:
     """Print the table: on a terminal to its width, else wide and without colours."""
     console = Console(highlight=False, markup=False, emoji=False)
@@ -288,6 +302,15 @@ def print_report(report: Report) -> None:
         names = ["all", *[""] * (len(report.by) - 1)]
         table.add_row(*names, *[column.text(total) for column in columns], style="bold")
     console.print(table)
+    if total.misses:
+        console.print("Why caching missed:")
+        reasons = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for group, sums in report.rows():
+            if sums.misses:
+                reasons.add_row(*map(shown, group), _reasons(sums))
+        if len(report.groups) > 1:
+            reasons.add_row("all", *[""] * (len(report.by) - 1), _reasons(total), style="bold")
+        console.print(reasons)
     unpriced = total.answers - total.priced
     if total.priced and unpriced:
         console.print(

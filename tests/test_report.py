@@ -102,6 +102,7 @@ def test_sums_by_model_and_team() -> None:
                 "unreported": 0,
                 "unknown": 0,
             },
+            "misses": {},
             "hit_ratio_requests": 1.0,
             "hit_ratio_tokens": 1800 / 1990,
             "uncached_tokens": 120,
@@ -313,3 +314,23 @@ def test_memory_does_not_depend_on_the_lines() -> None:
 
     assert (report.malformed, report.total().requests) == (1, 1)
     assert longest <= 2 * 1024 * 1024 + 1
+
+
+def test_why_caching_missed() -> None:
+    """By group and in all, the most frequent reason first; none where no line tells any."""
+    wrote: dict[str, Any] = {"outcome": "write", "read_tokens": 0}
+    given = line()
+    given += line(**wrote, miss_reason="expired") + line(**wrote, miss_reason="changed_tools") * 2
+    given += line(**wrote, team_alias="blue", miss_reason="expired") + line(**wrote)
+
+    result = summed(given)
+    groups = {group["team_alias"]: group["misses"] for group in result["groups"]}
+    assert groups == {"red": {"expired": 1, "changed_tools": 2}, "blue": {"expired": 1}}
+    assert result["total"]["misses"] == {"expired": 2, "changed_tools": 2}
+
+    said = run("-", given=given).stdout.decode()
+    rows = [each.split() for each in said.partition("Why caching missed:")[2].splitlines()]
+    assert ["claude-1", "red", "changed_tools", "2,", "expired", "1"] in rows
+    assert ["claude-1", "blue", "expired", "1"] in rows
+    assert ["all", "changed_tools", "2,", "expired", "2"] in rows
+    assert b"Why caching missed" not in run("-", given=line() + line(**wrote)).stdout

@@ -34,12 +34,16 @@ _MAX_OBJECTS = 16 * 1024
 _COUNTED_FROM_BYTES = 128 * 1024
 """Up to this size a body cannot hold so many that it takes more than a few milliseconds."""
 _MAX_MESSAGES = 2048
+_MAX_TEXT = 256 * 1024
 _MAX_BRACKETS = 8192
-"""Of a part with more the end of a block within is not looked for: each may cost a step."""
+_MAX_WALKED_BYTES = 1024 * 1024
+"""In parts of no more in all the ends of blocks within are looked for: each bracket may cost a
+step, and each megabyte 3 ms."""
 _TAIL_BYTES = 96
 """Where a mark is nearly always found; for a whole one without blanks 65 are enough."""
 _TELLING_BYTES = 100
 """A second message of so many bytes is not said in two conversations; `yes` is."""
+_MAX_ENDS = 4096
 _MAX_BLANKS = 256
 """Blanks that are gone through to find the comma before a mark."""
 
@@ -175,20 +179,13 @@ class _Chain:
         self.ends.append(digest.digest())
         self.size += len(plain)
 
-    def add_marked(self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]) -> bool:
+    def add_marked(self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]) -> None:
         """Take a part that had marks.
 
         Args:
             marks: where they were, and the TTL that each asked for.
-
-        Returns:
-            False where it would take too long to say where the marked blocks end.
         """
         last_ttl_s, end = -1, 1
-        if marks and not _CLOSED.fullmatch(content, marks[0][0]):
-            brackets = content.count(b"[") + content.count(b"{")
-            if brackets > _MAX_BRACKETS:
-                return False
         # Those before the last four would be left out in the end. A part may hold them all, and
         # be most of the body: it must not be gone through once for each.
         for at, ttl_s in marks[-_MAX_BREAKPOINTS:]:
@@ -203,7 +200,6 @@ class _Chain:
         self.add(head, _plain(content))
         if last_ttl_s >= 0:
             self.end(last_ttl_s)
-        return True
 
     def end(self, ttl_s: int) -> None:
         """Note a breakpoint at the end of what was taken."""
@@ -252,9 +248,8 @@ class PrefixReader:
         Returns:
             None where it has no breakpoint, too much of anything, or is not whole in the request.
         """
-        if marks > _MAX_MARKS or (
-            not isinstance(prompt.messages, str) and len(prompt.messages) > _MAX_MESSAGES
-        ):
+        bound = _MAX_TEXT if isinstance(prompt.messages, str) else _MAX_MESSAGES
+        if marks > _MAX_MARKS or len(prompt.messages) > bound:
             return None
         if isinstance(prompt, _Response) and prompt.elsewhere:
             return None
@@ -316,7 +311,7 @@ class _Reading:
     looked for marks; if these are not all that the body has, everything is searched.
     """
 
-    __slots__ = ("_key", "_mark", "_salt", "_tail", "lost", "marks")
+    __slots__ = ("_brackets", "_bytes", "_key", "_mark", "_salt", "_tail", "lost", "marks")
 
     def __init__(self, salt: int, key: bytes, mark: re.Pattern[bytes], *, thorough: bool) -> None:
         self._salt = salt
@@ -325,6 +320,8 @@ class _Reading:
         self._tail = slice(None if thorough else -_TAIL_BYTES, None)
         self.marks = 0
         """How many were found that look like one."""
+        self._brackets = _MAX_BRACKETS
+        self._bytes = _MAX_WALKED_BYTES
         self.lost = False
         """Whether there is a part of which nothing can be said."""
 
@@ -350,6 +347,8 @@ class _Reading:
                 head = b"".join((head, *others))
             if key in content[tail]:
                 content = self._add_marked(chain, bytes(head), content)
+                if self.lost:
+                    break
             elif content.startswith(_COMPACT) and content.endswith(_TEXT_END):
                 add(head, content[_COMPACT_BYTES:-2])
             else:
@@ -359,7 +358,7 @@ class _Reading:
         return second
 
     def _add_marked(self, chain: _Chain, head: bytes, content: bytes) -> bytes:
-        """Take a part that has marks; returns it without them."""
+        """Take a part that may have marks; returns what is left of its content without them."""
         at = content.rfind(self._key)
         ttl_s = _LAST_MARKS.get(content[at:])
         if ttl_s is not None and content.find(self._key) == at:
@@ -371,8 +370,14 @@ class _Reading:
                 chain.end(ttl_s)
                 return content
         content, marks = self._unmarked(content)
-        if not chain.add_marked(head, content, marks):
-            self.lost = True
+        if marks and not _closed(content, marks[0][0]):
+            self._bytes -= len(content)
+            if self._bytes >= 0:
+                self._brackets -= content.count(b"[") + content.count(b"{")
+            if self._bytes < 0 or self._brackets < 0:
+                self.lost = True
+                return content
+        chain.add_marked(head, content, marks)
         return content
 
     def _unmarked(self, text: bytes) -> tuple[bytes, list[tuple[int, int]]]:
@@ -412,6 +417,11 @@ def _ttl_s(control: bytes) -> int:
     return _LONG_TTL_S if b'"1h"' in control else _TTL_S
 
 
+def _closed(content: bytes, at: int) -> bool:
+    """Whether nothing but ends follows. What follows from far is not looked at."""
+    return len(content) - at <= _MAX_ENDS and _CLOSED.fullmatch(content, at) is not None
+
+
 def _end_of_block(content: bytes, at: int, begin: int) -> int:
     """Return where the block ends that a place stands in: at the end of all if it is the last.
 
@@ -420,10 +430,10 @@ def _end_of_block(content: bytes, at: int, begin: int) -> int:
     """
     if at < begin:
         return begin
-    if _CLOSED.fullmatch(content, at) or not content.startswith(b"["):
+    if _closed(content, at) or not content.startswith(b"["):
         return len(content)
     end = end_of_item(content, at, begin)
-    return len(content) if _CLOSED.fullmatch(content, end) else end
+    return len(content) if _closed(content, end) else end
 
 
 def _plain(content: bytes) -> bytes:

@@ -270,7 +270,23 @@ def test_nothing_is_said_of_too_many_messages() -> None:
     messages = [user(text("a"))] * 2047
     assert read({"messages": [*messages, user(text("a", SHORT))]}) is not None
     assert read({"messages": [*messages, *messages, user(text("a", SHORT))]}) is None
-    assert read({"input": "a" * 3000}, Dialect.OPENAI_RESPONSES) is not None
+    assert read({"input": "a" * 262_144}, Dialect.OPENAI_RESPONSES) is not None
+    assert read({"input": "a" * 262_145}, Dialect.OPENAI_RESPONSES) is None
+
+
+def test_nothing_is_said_where_the_ends_of_blocks_are_far() -> None:
+    """All parts together have a bound; what is marked at its end alone has none."""
+
+    def part(size: int, *after: Json) -> Json:
+        return user(text("a" * size, SHORT), *after)
+
+    assert read({"messages": [part(500_000, text("b"))] * 2}) is not None
+    assert read({"messages": [part(500_000, text("b"))] * 3}) is None
+    assert read({"messages": [part(500_000)] * 3}) is not None
+    blanks = b'{"messages":[{"content":[{"text":"a","cache_control":{"type":"ephemeral"}%b}]}]}'
+    far = prefix(blanks % (b" " * 5000))
+    assert far.breakpoints[0].digest == far.tools + far.system + far.messages
+    assert read(blanks % (b" " * 1_048_576)) is None
 
 
 def test_large_bodies_give_the_loop_a_turn() -> None:
