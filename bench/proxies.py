@@ -129,6 +129,7 @@ def _sidecar_environment(place: Place) -> dict[str, str]:
         "SIDECAR_PORT": str(place.port),
         "SIDECAR_ADMIN_PORT": str(place.admin_port),
         "SIDECAR_USAGE_LOG": "off",  # like the access logs of the others
+        "SIDECAR_MISS_REASONS": "false",  # which no other tells
     }
 
 
@@ -243,6 +244,17 @@ PEERS = {
             (),
             (sys.executable, "-m", "sidecar", "--version"),
             environment=lambda place: _sidecar_environment(place) | {"SIDECAR_USAGE_LOG": "stdout"},
+            counted=_sidecar_counts,
+        ),
+        Peer(
+            "sidecar-misses",
+            "sidecar, reasons of misses on",
+            _sidecar("sidecar", "serve"),
+            (),
+            (sys.executable, "-m", "sidecar", "--version"),
+            environment=lambda place: (
+                _sidecar_environment(place) | {"SIDECAR_MISS_REASONS": "true"}
+            ),
             counted=_sidecar_counts,
         ),
         Peer(

@@ -38,8 +38,10 @@ ALERT_NAMES = "PromptCache.+|Sidecar.+"
 """Every alert of `deploy/prometheus/alerts.yml`."""
 
 # `All` is `.*` in these and not a list of names, so that it also matches a series without the
-# label: SIDECAR_LABELS may leave any of the three out.
-_PROCESS = 'instance=~"$instance"'
+# label: SIDECAR_LABELS may leave any of the three out, and outside of Kubernetes there is no
+# namespace.
+_PLACE = 'namespace=~"$namespace"'
+_PROCESS = f'{_PLACE},instance=~"$instance"'
 _MODEL = f'{_PROCESS},model=~"$model"'
 _USAGE = f'{_MODEL},team_alias=~"$team_alias",provider=~"$provider"'
 
@@ -415,13 +417,14 @@ def _at_a_glance(page: Layout) -> None:
     )
     page.number(
         "Not read",
-        "Of the exchanges with models, the part whose usage was absent or contradicted itself. "
-        "Their tokens are in no number here. See docs/alerts.md, SidecarUsageNotRead.",
+        "Of the answers of models that were no errors, the part whose usage was absent or "
+        "contradicted itself. Their tokens are in no number here. See docs/alerts.md, "
+        "SidecarUsageNotRead.",
         "percentunit",
         Ask(
             _ratio(
                 _increase("observations_total", _MODEL + ',status=~"missing|invalid"'),
-                _increase("observations_total", _MODEL),
+                _increase("observations_total", _MODEL + ',status!="error"'),
             )
         ),
         steps=((None, "green"), (0.05, "red")),
@@ -618,7 +621,7 @@ def _money(page: Layout) -> None:
         ),
         quiet=_NONE,
     )
-    matchers = 'team_alias=~"$team_alias"'
+    matchers = f'{_PLACE},team_alias=~"$team_alias"'
     billed = f"increase(litellm_spend_metric_total{{{matchers}}}[{_RANGE}])"
     spend = f"sum by (team_alias) ({billed})"
     ours = _increase("cost_usd_total", matchers, by="team_alias")
@@ -1022,6 +1025,9 @@ def _dashboard() -> dashboard.Dashboard:
         .time("now-6h", "now")
         .refresh("1m")
         .with_variable(build.DatasourceVariable("datasource").label("Source").type("prometheus"))
+        .with_variable(
+            _choice("namespace", "Namespace", "build_info", "Of the pods, if Prometheus keeps it")
+        )
         .with_variable(_choice("model", "Model", "observations_total", "What clients ask for"))
         .with_variable(_choice("team_alias", "Team", "responses_total", "`None`: no team"))
         .with_variable(_choice("provider", "Provider", "responses_total", "As LiteLLM calls it"))

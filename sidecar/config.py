@@ -73,11 +73,11 @@ class Settings(BaseSettings):
     port: _Port = _setting(4001, "Port for clients.", "0 to 65535; 0 picks a free one")
     admin_host: _Host = _setting(
         "127.0.0.1",
-        "Where metrics and probes are asked for.",
+        "Where metrics, probes and the live page are asked for.",
         "an address to listen on; 0.0.0.0 or :: for all",
     )
     admin_port: _Port = _setting(
-        4002, "Port for metrics and probes.", "0 to 65535; 0 picks a free one"
+        4002, "Port for metrics, probes and the live page.", "0 to 65535; 0 picks a free one"
     )
     admin_token_file: Path | None = _setting(
         None, "File that holds SIDECAR_ADMIN_TOKEN.", "the path of a file with nothing else in it"

@@ -41,7 +41,7 @@ OTHERS: dict[str, set[str]] = {
     # LiteLLM's.
     "litellm_spend_metric_total": {"team_alias"},
 }
-SCRAPED = {"job", "instance"}
+SCRAPED = {"job", "instance", "namespace"}
 WORDS = {"by", "on", "and", "unless", "group_left"}
 
 
@@ -173,6 +173,41 @@ def test_every_alert_that_ships_is_an_annotation() -> None:
 
     assert names
     assert [name for name in names if not re.fullmatch(source.ALERT_NAMES, name)] == []
+
+
+# Panels that show what an alert is about, with no floor of traffic, and the panel's own limit.
+SHOWN_AND_ALERTED = {
+    "Not read": ("SidecarUsageNotRead", 0.05),
+    "Failed upstream": ("SidecarUpstreamFailures", 0.05),
+}
+
+
+@pytest.mark.parametrize("title", SHOWN_AND_ALERTED)
+def test_a_panel_turns_red_where_its_alert_fires(title: str) -> None:
+    """The same parts of the same whole, and the same limit."""
+    name, limit = SHOWN_AND_ALERTED[title]
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    (alert,) = (
+        rule["expr"]
+        for group in rules["groups"]
+        for rule in group["rules"]
+        if rule.get("alert") == name
+    )
+    (panel,) = (panel for panel in PANELS if panel["title"] == title)
+
+    def increases(expr: str) -> list[str]:
+        """Of what, in order: without the choices at the top, and the window."""
+        bare = re.sub(r'(?:namespace|instance|model)=~"\$\w+",?|\s', "", expr)
+        return [
+            f"{name}{{{chosen}}}"
+            for name, chosen in re.findall(r"increase\((\w+)(?:\{([^}]*)\})?\[", bare)
+        ]
+
+    shown, alerted = increases(panel["targets"][0]["expr"]), increases(alert)
+
+    assert shown == alerted[:2]
+    assert f"> {limit}" in alert
+    assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == limit
 
 
 def test_every_page_that_is_named_exists() -> None:

@@ -140,6 +140,28 @@ def test_every_command_is_on_its_page() -> None:
     assert [name for name in cli.commands if f"| `sidecar {name}" not in text] == []
 
 
+@pytest.mark.parametrize("path", SPEAKING, ids=named)
+def test_every_command_that_is_mentioned_exists(path: Path) -> None:
+    """Who is called at night can type what a page or a runbook says, options and all."""
+    for name, rest in re.findall(
+        r"(?m)(?:`|^\$ |-- |exec sidecar )sidecar ([a-z]+)([^`\n#]*)", path.read_text()
+    ):
+        assert name in cli.commands
+        known = {option for one in cli.commands[name].params for option in one.opts} | {"--help"}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, (name, rest)
+
+
+@pytest.mark.parametrize("path", SPEAKING, ids=named)
+def test_commands_in_the_container_are_in_the_image(path: Path) -> None:
+    """It has no curl, and no shell to count on."""
+    within = re.findall(
+        r"(?:kubectl exec \S+ -c sidecar -- |compose exec sidecar |[Ff]rom inside the pod: `)(\w+)",
+        path.read_text(),
+    )
+
+    assert set(within) <= {"sidecar", "python"}
+
+
 def test_example_of_a_team_file_can_be_used(tmp_path: Path) -> None:
     """The example of the page is read as the page says."""
     page = ROOT / "docs" / "teams.md"

@@ -426,6 +426,29 @@ def test_annotations_of_meshes_name_the_ports() -> None:
     }
 
 
+def test_rules_become_objects_of_the_operator(tmp_path: Path) -> None:
+    """What the page's commands apply has all groups of the files, and the dashboard's folder is
+    there."""
+    (commands,) = re.findall(r"```sh\n(for name in .+?)```", ROLLOUT, re.DOTALL)
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\necho "$*" >>"$0.asked"\n'
+        '[ "$1" != apply ] || { cat; echo "---"; } >>"$0.applied"\n'
+    )
+    kubectl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+
+    subprocess.run(["sh", "-euc", commands], cwd=ROOT, env={"PATH": path}, check=True, timeout=30)
+
+    *made, _ = read(tmp_path / "kubectl.applied")
+    assert {one["kind"] for one in made} == {"PrometheusRule"}
+    assert {one["metadata"]["name"].rpartition("-")[2]: one["spec"] for one in made} == {
+        name: read(DEPLOY / "prometheus" / f"{name}.yml")[0] for name in ("rules", "alerts")
+    }
+    (folder,) = re.findall(r"--from-file (\S+)", (tmp_path / "kubectl.asked").read_text())
+    assert [found.suffix for found in (ROOT / folder).iterdir()] == [".json"]
+
+
 def test_queries_of_the_page_are_good(tmp_path: Path) -> None:
     """Prometheus reads them, and every metric in them is the sidecar's, or one of LiteLLM's."""
     promtool = require(shutil.which("promtool"), "promtool")

@@ -227,11 +227,70 @@ def test_templates_name_labels_that_there_are(alert: Json) -> None:
     kept |= {"route"} if "on (route)" in alert["expr"] else set()
 
     assert named <= kept
-    assert set(re.findall(r"\{\{ (.+?) \}\}", text)) <= {
-        *(f"$labels.{label}" for label in kept),
-        "$value | humanizePercentage",
-        "$value | humanize",
+    # SIDECAR_LABELS may leave these out: there are words for that.
+    optional = {"model": "all models", "team_alias": "All teams"}
+    if "reason" in kept:  # Not of the token series: the model is always there.
+        optional = {}
+    spelled = {
+        f'or $labels.{label} "{optional[label]}"' if label in optional else f"$labels.{label}"
+        for label in kept
     }
+    assert set(re.findall(r"\{\{ (.+?) \}\}", text)) <= spelled | set(_VALUES)
+
+
+# A count is whole, though `increase` makes fractions; `humanize` would write 0.07 as 70m.
+_VALUES = {"$value | humanizePercentage": r"\d[\d.]*%", 'printf "%.0f" $value': r"\d+"}
+
+
+def test_words_of_alerts_can_be_read(tmp_path: Path) -> None:
+    """Prometheus fills in every template of every alert that fires in the tests, with all its
+    labels and without those that may be left out."""
+    tests = load("alerts_test.yml")
+    tests["rule_files"] = [str(DIRECTORY / name) for name in RULES]
+    for test in tests["tests"]:
+        cases = test.pop("promql_expr_test")
+        fires = [c for c in cases if c["exp_samples"] and f'"{test["name"]}"' in c["expr"]]
+        # It expects nothing, so that it tells what there is.
+        test["alert_rule_test"] = [
+            {"alertname": test["name"], "eval_time": fires[0]["eval_time"], "exp_alerts": []}
+        ]
+    path = tmp_path / "words.yml"
+    path.write_text(yaml.safe_dump(tests))
+    program = require(shutil.which("promtool"), "promtool")
+    told = subprocess.run(
+        [program, "test", "rules", str(path)], capture_output=True, text=True, check=False
+    )
+    quoted = r'(\w+)="((?:[^"\\]|\\.)*)"'
+    fired: dict[str, list[tuple[Json, Json]]] = {name: [] for name in NAMES}
+    for labels, words in re.findall(
+        r"Labels:(\{.*?\})\s+Annotations:(\{.*?\})\s*(?:\n|,$)", told.stdout + told.stderr, re.M
+    ):
+        its, said = (
+            {name: json.loads(f'"{text}"') for name, text in re.findall(quoted, found)}
+            for found in (labels, words)
+        )
+        fired[its["alertname"]].append((its, said))
+
+    assert [name for name, found in fired.items() if not found] == []
+    for alert in ALERTS:
+        for its, said in fired[alert["alert"]]:
+            for name, template in alert["annotations"].items():
+                expected = "".join(
+                    _filled(piece[3:-3], its) if piece.startswith("{{") else re.escape(piece)
+                    for piece in re.split(r"(\{\{ .+? \}\})", template)
+                )
+                assert re.fullmatch(expected, said[name]), (said[name], template)
+
+
+def _filled(template: str, labels: Json) -> str:
+    """What stands for a template, as a regular expression."""
+    if template in _VALUES:
+        return _VALUES[template]
+    match = re.fullmatch(r'(?:or )?\$labels\.(\w+)(?: "(.+)")?', template)
+    assert match is not None
+    text = labels.get(match[1]) or match[2]
+    assert text, template
+    return re.escape(text)
 
 
 def test_every_alert_has_a_section_and_no_section_is_left_over() -> None:
@@ -244,6 +303,30 @@ def test_every_alert_has_a_section_and_no_section_is_left_over() -> None:
         text = sections[alert["alert"]]
         assert text.startswith(f"`{alert['labels']['severity']}`. ")
         assert re.search(r"(?m)^1\. .*\n2\. .*\n3\. .*\n\n\*\*Do:\*\* ", text)
+
+
+def test_queries_of_runbooks_can_be_pasted(tmp_path: Path) -> None:
+    """Prometheus reads each query of the alerts' words, and of their page."""
+    # An aggregation or a function, with all of its parentheses.
+    nested = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"
+    query = rf"\b(?:sum|count|topk|avg|histogram_quantile)(?: by {nested})? ?{nested}"
+    texts = [alert["annotations"]["runbook"] for alert in ALERTS]
+    told = [re.findall(query, re.sub(r"\{\{.+?\}\}", "model", text)) for text in texts]
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    spans = [span for span in re.findall(r"`([^`\n]+)`", page) if "(" in span]
+    queries = [*(one for found in told for one in found), *spans]
+    rules = [
+        {"record": f"q:{number}", "expr": text.replace("…", "x")}
+        for number, text in enumerate(queries)
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]}))
+
+    promtool("check", "rules", str(path))
+
+    assert (len(spans) > 8, sum(map(len, told)) > 5) == (True, True)
+    # None is cut short.
+    assert [one for one in queries if re.match(r"(sum|count) by \([^)]*\)$", one)] == []
 
 
 def test_every_alert_is_tested_firing_and_silent() -> None:
@@ -268,7 +351,31 @@ def test_every_alert_is_tested_firing_and_silent() -> None:
         assert silent or len(values) > len(fires), name
 
 
-# The cookbook
+# The pages
+
+PAGES = [
+    path for path in sorted((ROOT / "docs").rglob("*.md")) if "```promql\n" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_queries_of_pages_can_be_pasted(path: Path, tmp_path: Path) -> None:
+    """Prometheus reads each of them; a comment or a blank line stands between two."""
+    blocks = re.findall(r"```promql\n(.*?)```", path.read_text(), re.DOTALL)
+    queries = [
+        query for block in blocks for query in re.split(r"(?m)^(?:#.*)?\n", block) if query.strip()
+    ]
+    # Where a line is a query of its own.
+    if path.stem == "rollout":
+        queries = [line for query in queries for line in query.splitlines()]
+    rules = [{"record": f"q:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "queries.yml").write_text(
+        yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]})
+    )
+
+    promtool("check", "rules", str(tmp_path / "queries.yml"))
+
+    assert len(queries) >= len(blocks)
 
 
 def test_cookbook_has_ten_questions() -> None:

@@ -161,7 +161,8 @@ class Figures(msgspec.Struct, frozen=True):
     hit_ratio: HitRatio
     """The two ratios."""
     write_1h_share: float | None
-    """Tokens written for 1 hour, of all that were written, 0 to 1; null where there are none."""
+    """Tokens written for 1 hour, of those written for 5 minutes or 1 hour, 0 to 1; null where there
+    are none."""
     money: Money | None
     """Null where no source of prices is in use."""
     never_read_tokens: int | None
@@ -510,7 +511,8 @@ class Live:
         tokens = {kind: int(change[_AT[f"tokens.{kind}"]]) for kind in (*InputClass, "output")}
         outcomes = {str(kind): int(change[_AT[f"outcomes.{kind}"]]) for kind in Outcome}
         misses = self._metrics.misses is not None
-        written = tokens["write_5m"] + tokens["write_1h"] + tokens["write_unknown"]
+        # As the alert has it: that an answer stops saying for how long is no shorter time.
+        told = tokens["write_5m"] + tokens["write_1h"]
         return Figures(
             answers=sum(outcomes.values()),
             tokens=Tokens(**{str(kind): count for kind, count in tokens.items()}),
@@ -522,7 +524,7 @@ class Live:
                     outcomes["hit"] + outcomes["write"] + outcomes["not_cached"],
                 ),
             ),
-            write_1h_share=_ratio(tokens["write_1h"], written),
+            write_1h_share=_ratio(tokens["write_1h"], told),
             money=Money(
                 spent=change[_AT["usd.spent"]],
                 saved=change[_AT["usd.saved"]],

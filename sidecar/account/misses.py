@@ -1,8 +1,9 @@
 """Why caching missed, and what was written for nothing, from what passed through this sidecar.
 
 It remembers which prefixes were written and read, through which deployment and when, and what the
-last prompt of each conversation began with. What it holds are keyed hashes, times and counts, in
-tables whose least recently used entries leave; nothing of a prompt can be found out from them.
+last prompt of each conversation began with. What it holds are hashes, times and counts, in tables
+whose least recently used entries leave. A hash is the interpreter's own of 64 bits, which has a key
+of its process (SipHash), over a salted digest of 128: nothing of a prompt can be found out from it.
 
 Nothing here reads a clock but through the one that it is given, waits, or does more for one
 answer than a few dozen look-ups.
@@ -10,11 +11,9 @@ answer than a few dozen look-ups.
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from typing import Generic, NamedTuple, TypeVar
 
 from sidecar.account.miss_series import MissSeries
@@ -100,11 +99,11 @@ class _Use:
 class _Told(NamedTuple):
     """What the last prompt of a conversation had in its prefix."""
 
-    tools: bytes
-    system: bytes
+    tools: int
+    system: int
     whole: int
     """How many messages."""
-    messages: bytes
+    messages: int
     since: float
 
 
@@ -112,7 +111,7 @@ class _Answer(NamedTuple):
     """What is needed of an answer, for as long as it is looked at."""
 
     prefix: Prefix
-    keys: tuple[bytes, ...]
+    keys: tuple[int, ...]
     """Hashes of what its breakpoints end."""
     scope: bytes
     """The model that was asked for."""
@@ -132,12 +131,12 @@ class _Recent(Generic[EntryT]):
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._entries: OrderedDict[bytes, EntryT] = OrderedDict()
+        self._entries: OrderedDict[int, EntryT] = OrderedDict()
 
-    def get(self, key: bytes) -> EntryT | None:
+    def get(self, key: int) -> EntryT | None:
         return self._entries.get(key)
 
-    def put(self, key: bytes, entry: EntryT) -> EntryT | None:
+    def put(self, key: int, entry: EntryT) -> EntryT | None:
         """Take an entry, or take notice of its use; returns what had to leave."""
         self._entries[key] = entry
         self._entries.move_to_end(key)
@@ -163,7 +162,6 @@ class MissTracker:
     ) -> None:
         self._clock = clock
         self._evicted = evicted
-        self._secret = secrets.token_bytes(32)
         self._prefixes: _Recent[_Use] = _Recent(_PREFIXES * max_conversations)
         self._told: _Recent[_Told] = _Recent(2 * max_conversations)
         self._beginnings: _Recent[list[_Told]] = _Recent(max_conversations)
@@ -212,7 +210,7 @@ class MissTracker:
         scope = b"p" + (exchange.facts.model or "").encode("utf-8", "replace") + b"\0"
         answer = _Answer(
             prefix,
-            tuple([self._hash(scope + each.digest) for each in prefix.breakpoints]),
+            tuple([hash(scope + each.digest) for each in prefix.breakpoints]),
             scope,
             sys.intern(_deployment(exchange)),
             began,
@@ -245,10 +243,7 @@ class MissTracker:
                 if first.series is not None:
                     first.series.lose(ttl, first.high - first.low, first.premium)
 
-    def _hash(self, text: bytes) -> bytes:
-        return blake2b(text, digest_size=16, key=self._secret).digest()
-
-    def _places(self, answer: _Answer) -> Iterator[bytes]:
+    def _places(self, answer: _Answer) -> Iterator[int]:
         """Name the prefixes that the provider looks for, the longest first."""
         prefix, scope = answer.prefix, answer.scope
         last = prefix.breakpoints[-1]
@@ -260,13 +255,13 @@ class MissTracker:
         if last.digest == before + ends[16 * (whole - 1) : 16 * whole]:
             whole -= 1
         for count in range(whole, max(0, whole - _LOOK_BACK_MESSAGES), -1):
-            yield self._hash(scope + before + ends[16 * (count - 1) : 16 * count])
+            yield hash(scope + before + ends[16 * (count - 1) : 16 * count])
         yield from reversed(answer.keys[:-1])
         if last.digest != before:
-            yield self._hash(scope + before)
-        yield self._hash(scope + prefix.tools)
+            yield hash(scope + before)
+        yield hash(scope + prefix.tools)
 
-    def _uses(self, place: bytes, answer: _Answer) -> list[_Use]:
+    def _uses(self, place: int, answer: _Answer) -> list[_Use]:
         """Find a prefix where it could be read when a request began; its own deployment first."""
         found = []
         use = self._prefixes.get(place)
@@ -308,7 +303,7 @@ class MissTracker:
             if told.messages != self._messages(prefix, told.whole):
                 return MissReason.CHANGED_MESSAGES
             return MissReason.UNKNOWN
-        beginnings = self._beginnings.get(self._hash(scope)) or []
+        beginnings = self._beginnings.get(hash(scope)) or []
         earlier = [told for told in beginnings if told.since <= answer.began]
         if not earlier or any(told.tools == tools and told.system == system for told in earlier):
             return MissReason.NOT_SEEN_HERE
@@ -316,13 +311,13 @@ class MissTracker:
             return MissReason.CHANGED_SYSTEM
         return MissReason.CHANGED_TOOLS
 
-    def _sections(self, prefix: Prefix) -> tuple[bytes, bytes]:
-        return self._hash(b"t" + prefix.tools), self._hash(b"s" + prefix.system)
+    def _sections(self, prefix: Prefix) -> tuple[int, int]:
+        return hash(b"t" + prefix.tools), hash(b"s" + prefix.system)
 
-    def _messages(self, prefix: Prefix, count: int) -> bytes:
+    def _messages(self, prefix: Prefix, count: int) -> int:
         """Hash so many messages from the first on; nothing if there are not as many."""
         end = 16 * count
-        return self._hash(b"m" + prefix.messages[end - 16 : end]) if count else b""
+        return hash(b"m" + prefix.messages[end - 16 : end]) if count else 0
 
     def _conversation(self, prefix: Prefix, scope: bytes) -> Iterator[_Told]:
         for name in self._names(prefix, scope):
@@ -330,12 +325,12 @@ class MissTracker:
             if told is not None:
                 yield told
 
-    def _names(self, prefix: Prefix, scope: bytes) -> Iterator[bytes]:
+    def _names(self, prefix: Prefix, scope: bytes) -> Iterator[int]:
         """Name a conversation: by its first message, and by its second, if the first changes."""
         if prefix.messages:
-            yield self._hash(scope + b"1" + prefix.messages[:16])
+            yield hash(scope + b"1" + prefix.messages[:16])
         if prefix.second:
-            yield self._hash(scope + b"2" + prefix.second)
+            yield hash(scope + b"2" + prefix.second)
 
     def _tell(self, answer: _Answer, scope: bytes) -> None:
         """Remember what a prompt began with."""
@@ -345,7 +340,7 @@ class MissTracker:
         told = _Told(tools, system, count, self._messages(prefix, count), answer.since)
         for name in self._names(prefix, scope):
             self._told.put(name, told)
-        group = self._hash(scope)
+        group = hash(scope)
         others = [
             each
             for each in self._beginnings.get(group) or ()

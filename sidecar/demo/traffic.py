@@ -204,10 +204,10 @@ async def _make_calls(base_url: str, every_s: float) -> None:
     async with httpx.AsyncClient(
         base_url=base_url, trust_env=False, timeout=_CALL_TIMEOUT_S
     ) as client:
-        for number, ask in enumerate(the_trickle(), start=1):
+        for made, ask in enumerate(the_trickle(), start=1):
             ending = await send(client, ask)
             if ending is not ask.ends:
-                click.echo(f"call {number}, {ask.model}: {ending}", err=True)
+                click.echo(f"call {made}, {ask.model}: {ending}", err=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), every_s)
             if stop.is_set():

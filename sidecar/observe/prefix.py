@@ -7,11 +7,12 @@ because models see it; so are blanks between them, because a client writes all o
 in one way.
 
 The digests are fast ones under a salt. They pass on with the facts of their request and are not
-for keeping: whoever keeps them hashes them once more, with a key.
+for keeping: whoever remembers them hashes them once more.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -119,12 +120,24 @@ _PROMPTS: dict[Dialect, MemberReader[Any]] = {
 _SYSTEM_ROLES = (b'"system"', b'"developer"')
 
 _BLANKS = b" \t\n\r"
+_LAST_MARKS = {
+    json.dumps({"cache_control": control}, separators=separators)[1:].encode() + b"]": ttl_s
+    for control, ttl_s in (
+        ({"type": "ephemeral"}, _TTL_S),
+        ({"type": "ephemeral", "ttl": "5m"}, _TTL_S),
+        ({"type": "ephemeral", "ttl": "1h"}, _LONG_TTL_S),
+    )
+    for separators in ((",", ":"), (", ", ": "))
+}
+"""How a list ends that has one mark as nearly all clients write it, with its TTL."""
 _CONTROL = re.compile(rb'"cache_control"\s*+:\s*+(?:null|(\{[^{}]*+\}))')
 _POINT = re.compile(rb'\{\s*+"cachePoint"\s*+:\s*+(\{[^{}]*+\})\s*+\}')
 _ASKS = re.compile(rb'"type"\s*+:\s*+"(?:ephemeral|default)"')
 _COMMA = re.compile(rb"\s*+,\s*+")
 _CLOSED = re.compile(rb"[\s\]}]*+")
 _COMPACT = b'[{"type":"text","text":'
+_COMPACT_BYTES = len(_COMPACT)
+_TEXT_END = b'"}]'
 _SPACED = b'[{"type": "text", "text": '
 _TEXT_FIRST = re.compile(rb'\[\s*+\{\s*+"type"\s*+:\s*+"text"\s*+,\s*+"text"\s*+:\s*+')
 
@@ -336,6 +349,8 @@ class _Reading:
                 content = self._add_marked(chain, bytes(head), content)
                 if self.lost:
                     break
+            elif content.startswith(_COMPACT) and content.endswith(_TEXT_END):
+                add(head, content[_COMPACT_BYTES:-2])
             else:
                 add(head, _plain(content))
             if len(chain.ends) == 2 and len(content) >= _TELLING_BYTES:
@@ -343,7 +358,17 @@ class _Reading:
         return second
 
     def _add_marked(self, chain: _Chain, head: bytes, content: bytes) -> bytes:
-        """Take a part that may have marks; returns what is left of its content without them."""
+        """Take a part that has marks; returns it without them."""
+        at = content.rfind(self._key)
+        ttl_s = _LAST_MARKS.get(content[at:])
+        if ttl_s is not None and content.find(self._key) == at:
+            before = content[:at].rstrip()
+            if before.endswith(b","):
+                self.marks += 1
+                content = before[:-1] + b"}]"
+                chain.add(head, _plain(content))
+                chain.end(ttl_s)
+                return content
         content, marks = self._unmarked(content)
         if marks and not _closed(content, marks[0][0]):
             self._bytes -= len(content)

@@ -46,6 +46,7 @@ _CACHE_CONTROL = _Mark(
     b'"cache_control"', re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"[^{}]*')
 )
 _CACHE_POINT = _Mark(b'"cachePoint"', re.compile(rb'"cachePoint"\s*:\s*\{[^{}]*"default"[^{}]*'))
+_WINDOW_BYTES = 24 * 1024
 _MARK_BYTES = 256
 """How much of the text is looked at from a key on: a whole one without blanks has 65 bytes."""
 _MAX_KEYS = 1024
@@ -103,7 +104,7 @@ class _Asking:
         """Look at the keys that begin before `end`; returns up to where that was needed."""
         # To find a constant is ten times as quick as to search for a pattern.
         key, whole = self._mark
-        at = text.find(key)
+        at = _found(text, key, 0)
         while 0 <= at < end and not self._known:
             self.keys += 1
             found = whole.match(text, at, at + _MARK_BYTES)
@@ -112,7 +113,7 @@ class _Asking:
                 self._hour = b'"1h"' in found[0]
             at += 1
             if not self._known:
-                at = text.find(key, at)
+                at = _found(text, key, at)
         return at if at >= 0 else len(text)
 
     @property
@@ -315,6 +316,19 @@ class _Scanner:
         if len(self._top) > _MAX_TOP_BYTES:
             self._overflow = True
             self._top.clear()
+
+
+def _found(text: bytes, key: bytes, at: int) -> int:
+    """Find a short key from a place on; -1 without one.
+
+    In windows that are short enough for CPython to search them by skipping (`fastsearch.h`; from
+    30,000 bytes on it takes another way), this is two to three times as quick.
+    """
+    while True:
+        found = text.find(key, at, at + _WINDOW_BYTES)
+        at += _WINDOW_BYTES - len(key) + 1
+        if found >= 0 or at + len(key) > len(text):
+            return found
 
 
 def _facts(request: _Request | Prompt, asked: _Asked) -> RequestFacts:

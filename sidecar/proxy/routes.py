@@ -85,8 +85,9 @@ _BEDROCK = re.compile(
     r"/bedrock/(?:v\d+/)?model/(?P<model>.+)/"
     r"(?P<what>invoke|invoke-with-response-stream|converse|converse-stream)"
 )
+# Counting tokens has the path of a model's prediction.
 _VERTEX = re.compile(
-    r"/vertex[-_]ai/(?:.+/)?publishers/(?P<publisher>[^/]+)/models/(?P<model>[^/:]+)"
+    r"/vertex[-_]ai/(?:.+/)?publishers/(?P<publisher>[^/]+)/models/(?!count-tokens:)(?P<model>[^/:]+)"
     r":(?:rawPredict|streamRawPredict)"
 )
 

@@ -78,6 +78,16 @@ async def test_without_data_nothing_is_zero_percent() -> None:
     assert figures["hit_ratio"] == {"by_tokens": 0.0, "by_requests": None}
 
 
+async def test_share_of_hours_is_of_what_has_a_time() -> None:
+    """As the recording rule has it, on which the alert stands."""
+    told = Told()
+    told.answer(written=300)
+    for cache, tokens in (("write_5m", 100), ("write_unknown", 1000)):
+        told.metrics.input_tokens.child("m", "t", "p", cache).add(tokens)
+
+    assert (await told.ask("summary"))["figures"]["write_1h_share"] == 0.75
+
+
 async def test_what_is_off_is_null() -> None:
     """Money without prices, misses without SIDECAR_MISS_REASONS."""
     told = Told(costs=False, misses=False)

@@ -213,6 +213,20 @@ def test_scrapes_are_up_to_date_when_one_has_shown_every_count() -> None:
             "version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             True,
         ),
+        # Prometheus 3, without and with native histograms
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+            "application/openmetrics-text;version=0.0.1;q=0.4,"
+            "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+            "text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            True,
+        ),
+        (
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
+            "encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;"
+            "escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            True,
+        ),
         ("text/plain;q=0.9, application/openmetrics-text;q=0.5", False),
         ("application/openmetrics-text;q=0", False),
         ("application/openmetrics-text;q=x", False),

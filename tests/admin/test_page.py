@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from sidecar.account import live
+from sidecar.account.history import MAX_ROWS
 from sidecar.admin.page import POLICY, read_files
 from tests.support.running import Running, running
 from tests.support.wire import Answer, ask
@@ -83,6 +86,34 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_read_as_html() -> None:
             assert not re.search(r"<style|\sstyle=|\son\w+=", text), path
 
 
+def test_page_is_painted_without_waiting_for_another_file() -> None:
+    """Styles and the choice of the theme stand in it, and the policy lets in these alone."""
+    files = read_files()
+    text, policy = files["index.html"].body.decode(), files["index.html"].policy
+    inline = re.findall(r"<(style|script)>(.*?)</", text, re.DOTALL)
+
+    assert [tag for tag, _ in inline] == ["script", "style", "style"]
+    for tag, inside in inline:
+        digest = b64encode(sha256(inside.encode()).digest()).decode()
+        assert re.search(rf"{tag}-src 'self'[^;]* 'sha256-{re.escape(digest)}'", policy)
+    assert re.sub(r" 'sha256-[\w+/]+='", "", policy) == POLICY
+    assert "stylesheet" not in text
+    assert all(
+        re.search(r' (defer|type="module")', tag) for tag in re.findall(r"<script [^>]*>", text)
+    )
+    named = set(re.findall(r'(?:src|href)="static/([^"]+)"', text))
+    assert named <= files.keys()
+    assert files.keys() - named == {"index.html", "vendor/uPlot.LICENSE"}
+
+
+def test_limits_that_it_names_are_those_in_force() -> None:
+    """Those of the table, of which it says what is not listed."""
+    script = (STATIC / "table.js").read_text()
+
+    assert f"the first {MAX_ROWS} models" in script
+    assert f"lists the {vars(live)['_MAX_LISTED']} with" in script
+
+
 def test_files_of_the_page_are_in_the_wheel(tmp_path: Path) -> None:
     """Built as the image builds it, by the backend that is locked, of what the image gets."""
     tools, source, wheels = (tmp_path / name for name in ("tools", "source", "wheels"))
@@ -128,7 +159,7 @@ async def test_every_file_is_served_with_its_type_and_policy() -> None:
             assert plain.body == gzip.decompress(packed.body) == file.body
             assert packed.header(b"content-encoding") == b"gzip"
             assert plain.header(b"content-type") == file.content_type.encode()
-            assert plain.header(b"content-security-policy") == POLICY.encode()
+            assert plain.header(b"content-security-policy") == file.policy.encode()
             assert plain.header(b"x-content-type-options") == b"nosniff"
             tag = plain.header(b"etag")
             assert tag is not None
@@ -153,7 +184,8 @@ async def test_a_browser_is_asked_for_the_token_by_the_page_itself() -> None:
         assert page.status == 401
         assert page.header(b"www-authenticate") == b'Bearer realm="sidecar"'
         assert page.header(b"cache-control") == b"no-store"
-        assert page.header(b"content-security-policy") == POLICY.encode()
+        policy = read_files()["index.html"].policy
+        assert page.header(b"content-security-policy") == policy.encode()
         assert page.body == read_files()["index.html"].body
         assert (await get(sidecar, "/static/page.js")).status == 200
         for name in ("summary", "series", "models", "settings"):

@@ -369,7 +369,7 @@ def test_the_dashboard_shows_the_same_drift(played: Played) -> None:
     own."""
     (query,) = (query for query in queries(load()) if "litellm_spend_metric" in query.expr)
     bad_hour = f"{round(1000 * (played.ended - played.turned))}ms"
-    expr = interpolated(query.expr, {"__range": bad_hour, "team_alias": ".*"})
+    expr = interpolated(query.expr, {"__range": bad_hour, "namespace": ".*", "team_alias": ".*"})
 
     shown = by(played.prometheus.query(expr, at=played.ended), "team_alias")
 

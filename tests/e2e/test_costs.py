@@ -97,8 +97,9 @@ def test_the_queries_of_the_page(litellm: LiteLLM, tmp_path: Path) -> None:
             "sidecar": front.admin_url.removeprefix("http://"),
             "litellm": f"{litellm.url.removeprefix('http://')}/metrics/",
         }
-        # `increase` extrapolates by about a scrape: of fifty, that is little.
-        with Prometheus(targets, tmp_path, scrape_interval="100ms") as prometheus:
+        # `increase` extrapolates by about a scrape: of fifty, that is little. In less than this
+        # LiteLLM does not always answer one.
+        with Prometheus(targets, tmp_path, scrape_interval="250ms") as prometheus:
             prometheus.wait_for_scrapes(3)
             for _ in range(3):
                 play(front.url, {RED.key: "5m", BLUE.key: "1h"})

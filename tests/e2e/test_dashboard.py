@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import time
 from collections import Counter
@@ -90,15 +91,21 @@ class Played:
     ended: float = 0.0
     page: dict[str, Any] = field(default_factory=dict)
     """The figures of the live page, of the second life."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Those of each model and team."""
     entries: list[tuple[str, str, bool, BookEntry]] = field(default_factory=list)
     """Of each answer: team, model, whether it asked for caching, and what the books say."""
+    earlier: int = 0
+    """How many of them are of the first life."""
     requests: int = 0
     broken: int = 0
 
     def values(self, **chosen: str | Sequence[str]) -> dict[str, str | Sequence[str]]:
         """What Grafana would put for variables, over all that was played."""
         ms = round(1000 * (self.ended - self.began))
-        everything = dict.fromkeys(("model", "team_alias", "provider", "instance"), ".*")
+        everything = dict.fromkeys(
+            ("namespace", "model", "team_alias", "provider", "instance"), ".*"
+        )
         return {
             # Four scrapes, as Grafana has it.
             "__rate_interval": "4s",
@@ -132,22 +139,24 @@ class Played:
         ((_, (value,)),) = self.ask(query, values)
         return value
 
-    def true(self, *, team: str | None = None) -> dict[str, float]:
-        """What the panels should say, by the books, of all or of one team."""
+    def true(
+        self, *, team: str | None = None, model: str | None = None, since: int = 0
+    ) -> dict[str, float | None]:
+        """What the panels should say, by the books, of all or of one team, model and life."""
         entries = [
-            (model, asked, entry)
-            for its, model, asked, entry in self.entries
-            if team in (None, its)
+            (whose, asked, entry)
+            for its, whose, asked, entry in self.entries[since:]
+            if team in (None, its) and model in (None, whose)
         ]
         total: Counter[str] = Counter()
         paid: Counter[str] = Counter()
-        for model, asked, entry in entries:
+        for whose, asked, entry in entries:
             read, written = entry.cache_read_input_tokens, entry.cache_creation_input_tokens
             total["prompt"] += entry.input_tokens + read + written
             total["read"] += read
             total["hits"] += read > 0
             total["asked"] += read > 0 or written > 0 or asked
-            if model == PRICED:
+            if whose == PRICED:
                 for name in _USD:
                     paid[name] += getattr(entry, name)
         saved = paid["cache_read_input_tokens"] * (_INPUT - _USD["cache_read_input_tokens"])
@@ -157,7 +166,7 @@ class Played:
         )
         return {
             "Hit ratio by tokens": total["read"] / total["prompt"],
-            "Hit ratio by requests": total["hits"] / total["asked"],
+            "Hit ratio by requests": total["hits"] / total["asked"] if total["asked"] else None,
             "Spent": sum(_USD[name] * paid[name] for name in _USD) / _MILLION,
             "Saved by reads": saved / _MILLION,
             "Net": (saved - premium) / _MILLION,
@@ -236,7 +245,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             "SIDECAR_PRICE_SOURCES": "file,cost_map,package",
         }
         target = {"litellm-sidecar": f"127.0.0.1:{ports[1]}"}
-        with Prometheus(target, directory, rule_files=[_hasty_alerts(directory)]) as prometheus:
+        # As discovery in Kubernetes has it.
+        namespace = {"target_label": "namespace", "replacement": "llm"}
+        with Prometheus(
+            target,
+            directory,
+            rule_files=[_hasty_alerts(directory)],
+            scrape_options={"relabel_configs": [namespace]},
+        ) as prometheus:
             # A process knows its own start to a second.
             week = Played(prometheus, books, time.time() - 3)
             for version in LIVES:
@@ -250,10 +266,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
                         prometheus.wait_for_scrapes(1)
                         expr = "timestamp(litellm_sidecar_build_info)"
                         ((_, week.ended),) = prometheus.query(expr)
-                        summary = f"{sidecar.admin_url}/api/v1/summary?window=start"
-                        answer = httpx.get(summary, trust_env=False)
-                        week.page = answer.raise_for_status().json()["figures"]
+                        with httpx.Client(base_url=sidecar.admin_url, trust_env=False) as page:
+                            answer = page.get("/api/v1/summary?window=start")
+                            week.page = answer.raise_for_status().json()["figures"]
+                            answer = page.get("/api/v1/models?window=start")
+                            week.rows = answer.raise_for_status().json()["rows"]
                 week.turned = week.turned or time.time()
+                week.earlier = week.earlier or len(week.entries)
             yield week
 
 
@@ -290,6 +309,13 @@ def test_no_query_is_empty(played: Played) -> None:
         assert empty == []
 
 
+def test_another_namespace_is_left_out(played: Played) -> None:
+    """What stands elsewhere is in no panel; alerts alone are shown of all."""
+    values = played.values(namespace=["elsewhere"])
+
+    assert {query.where for query in QUERIES if played.ask(query, values)} == {"Alerts"}
+
+
 def test_numbers_at_a_glance_are_those_of_the_books(played: Played) -> None:
     """Over a restart, for all and for one team."""
     for team in (None, RED.team_alias):
@@ -321,6 +347,74 @@ def test_page_and_panels_agree(played: Played) -> None:
         }
     )
     assert shown["Answers"] > 0
+
+
+def test_page_panel_rule_and_alert_say_what_the_books_say(played: Played) -> None:
+    """Of each model and team: one number, read in five places."""
+    ms = round(1000 * (played.ended - played.turned))
+    window = f"{ms}ms"
+    expressions = {
+        rule.get("record") or rule["alert"]: re.sub(r"\[\d+\w\]", f"[{window}]", rule["expr"])
+        for name in ("rules.yml", "alerts.yml")
+        for group in yaml.safe_load((ROOT / "deploy/prometheus" / name).read_text())["groups"]
+        for rule in group["rules"]
+    }
+
+    def ask(expr: str, *labels: str) -> dict[tuple[str, ...], float]:
+        rows = played.prometheus.query(expr, at=played.ended)
+        return {tuple(row[label] for label in labels): value for row, value in rows}
+
+    pair = ("model", "team_alias")
+    table = [query.expr for query in QUERIES if query.where == "By model and team"]
+    spent, _, by_tokens, by_requests, answers, *_ = (
+        ask(interpolated(expr, played.values(__range=window)), *pair) for expr in table
+    )
+    stem = "model_team_alias:litellm_sidecar_"
+    tokens_rule = f"{stem}cache_read_per_input_token:ratio_rate30m"
+    assert tokens_rule in expressions["PromptCacheHitRatioFell"]
+    paces = ask(expressions[f"{stem}cost_usd:rate5m"], *pair)
+    prometheus = {
+        "by_tokens": (by_tokens, ask(expressions[tokens_rule], *pair)),
+        "by_requests": (
+            by_requests,
+            ask(expressions[f"{stem}cache_hits_per_response:ratio_rate5m"], *pair),
+        ),
+        "spent": (spent, {which: pace * ms / 1000 for which, pace in paces.items()}),
+        "answers": (answers,),
+    }
+    page = {
+        (row["model"], row["team_alias"]): {
+            **row["figures"]["hit_ratio"],
+            "spent": row["figures"]["money"]["spent"],
+            "answers": row["figures"]["answers"],
+        }
+        for row in played.rows
+    }
+
+    # The one for whom there was no room is `other`.
+    teams = {STAR.team_alias: "other"}
+    pairs = {(its[1], its[0]) for its in played.entries[played.earlier :]}
+    assert len(pairs) == len(page) > 3
+    for model, team in pairs:
+        which = model, str(teams.get(team, team))
+        true = played.true(team=team, model=model, since=played.earlier)
+        expected = {
+            "by_tokens": true["Hit ratio by tokens"],
+            "by_requests": true["Hit ratio by requests"],
+            "spent": true["Spent"],
+            "answers": true["Answers"],
+        }
+        assert page[which] == pytest.approx(expected)
+        for name, places in prometheus.items():
+            for rows in places:
+                assert rows.get(which) == pytest.approx(expected[name], abs=1e-12), (name, which)
+
+    # What the alert says of answers without a price, with no floor.
+    expr = expressions["SidecarModelUnpriced"].replace(">= 10", "> 0")
+    unpriced = sum(model == UNPRICED for _, model, _, _ in played.entries[played.earlier :])
+    ((row, value),) = played.prometheus.query(expr, at=played.ended)
+    assert row["model"] == UNPRICED
+    assert value == pytest.approx(unpriced)
 
 
 def test_panels_and_alert_agree_on_what_has_no_price(played: Played) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,17 @@ def test_bad_settings_end_it_with_their_names(image: Image, clouds: Clouds, tmp_
     assert good.returncode == 0, good.stderr
     assert bad.returncode == 2
     assert "SIDECAR_PORT" in bad.stderr
+
+
+def test_any_other_user_will_do(image: Image, clouds: Clouds, tmp_path: Path) -> None:
+    """Some clusters give each namespace a number of its own, with root's group and no home."""
+    environment = {"SIDECAR_UPSTREAM": clouds.url, "HOME": "/nowhere"}
+    somebody = replace(image.container(environment), user="1000730000:0")
+
+    done = somebody.run(["sidecar", "check"], tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_demo_of_the_image_counts_what_is_true(image: Image, tmp_path: Path) -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.calls import ask_now, body_for, request, samples
 from tests.support.litellm import RED, LiteLLM
-from tests.support.running import SidecarProcess
+from tests.support.running import SidecarProcess, sidecar_process
 from tests.support.wire import Answer
 
 MISSES = "litellm_sidecar_cache_misses_total"
+
+
+@pytest.fixture
+def front(litellm: LiteLLM, tmp_path: Path) -> Iterator[SidecarProcess]:
+    """Run a sidecar that has seen no conversation: a miss is told from those of the same key."""
+    with sidecar_process(tmp_path, {"SIDECAR_UPSTREAM": litellm.url}) as running:
+        yield running
 
 
 def misses(front: SidecarProcess, model: str) -> Counter[str]:
@@ -42,23 +51,21 @@ def test_each_reason_that_needs_no_waiting(
     """What is read is no miss; what changes is named by its first block that differs."""
     topic = f"misses {litellm.version} {stream}"
     body = body_for("claude-direct", topic, stream=stream)
-    # The rest of the session asks with this key, too: the conversation tells them apart.
     body["messages"][0]["content"] = topic
     body["tools"] = [{"name": "a", "description": topic, "input_schema": {"type": "object"}}]
-    first = ask(front, body)[1]
-    assert first in ("not_seen_here", "changed_tools")
+    assert ask(front, body)[1] == "not_seen_here"
     assert ask(front, body)[1] == ""
     system = body | {"system": body_for("claude-direct", f"{topic} at 12:01")["system"]}
     assert ask(front, system)[1] == "changed_system"
     tools = body | {"tools": [*body["tools"], body["tools"][0] | {"name": "b"}]}
     assert ask(front, tools)[1] == "changed_tools"
-    turns = [body["messages"][0], {"role": "assistant", "content": "yes"}]
+    turns = [{"role": "user", "content": f"{topic} again"}, {"role": "assistant", "content": "yes"}]
     turns.append({"role": "user", "content": system["system"]})
     said: dict[str, Any] = {"model": "claude-direct", "max_tokens": 5, "stream": stream}
-    said["messages"] = turns[:]
-    said["messages"][0] = {"role": "user", "content": f"{topic} again"}
+    said["messages"] = turns
     assert ask(front, said)[1] in ("not_seen_here", "changed_tools")
-    edited = said | {"messages": [turns[0], {"role": "assistant", "content": "no"}, turns[2]]}
+    first = said["messages"][0]
+    edited = said | {"messages": [first, {"role": "assistant", "content": "no"}, turns[2]]}
     assert ask(front, edited)[1] == "changed_messages"
     short = body_for("claude-direct", f"{topic} short", tokens=500, stream=stream)
     assert ask(front, short)[1] == "too_short"

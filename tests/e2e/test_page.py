@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.browser import Tab, chromium, opened
@@ -124,6 +124,11 @@ def test_page_without_data_says_so_and_what_to_do(tab: Tab, sidecar: SidecarProc
     expect(page.locator("#pod")).not_to_have_text("this sidecar")
     expect(page.locator("body")).to_contain_text("One pod’s view")
     expect(page.locator("#chart-tokens")).to_be_hidden()
+    waited_for = page.evaluate(
+        "performance.getEntriesByType('resource').map(one => one.renderBlockingStatus)"
+    )
+    assert "non-blocking" in waited_for
+    assert "blocking" not in waited_for
     assert tab.violations() == []
     _keep(page, "empty")
 
@@ -210,6 +215,38 @@ def test_curves_add_up_to_the_numbers(tab: Tab, sidecar: SidecarProcess, clouds:
     expect(page.locator("#chart-ratio .legend li").first).to_have_text(re.compile(r"\d%$"))
 
 
+def test_numbers_are_short_and_never_misleading(tab: Tab) -> None:
+    """What is not nothing does not look so, nor what is not all; and what is unknown is a dash."""
+    said = {
+        "count(null)": "–",
+        "count(0)": "0",
+        "count(1 / 3)": "0.33",
+        "count(9999.5)": "10,000",
+        "count(12345)": "12.35\u00a0k",
+        "count(2 ** 53)": "9007.2\u00a0T",
+        "usd(null)": "–",
+        "usd(0)": "$0",
+        "usd(0.0000000001)": "<$0.000001",
+        "usd(0.00123)": "$0.0012",
+        "usd(0.05)": "$0.05",
+        "usd(9876.543)": "$9,876.54",
+        "usd(1234567)": "$1.23\u00a0M",
+        "percent(null)": "–",
+        "percent(0)": "0%",
+        "percent(1)": "100%",
+        "percent(0.99999)": "99.9%",
+        "percent(0.00001)": "0.1%",
+        "span(89)": "89 s",
+        "span(90000)": "25 h",
+        "span(7 * 86400)": "7 days",
+    }
+    script = (
+        f"import('/static/format.js').then(({{ count, usd, percent, span }}) => [{','.join(said)}])"
+    )
+
+    assert dict(zip(said, tab.page.evaluate(script), strict=True)) == said
+
+
 def test_streams_in_flight_are_shown_while_they_run(tab: Tab, sidecar: SidecarProcess) -> None:
     """One that runs is there, and goes when it has ended."""
     body = body_for(
@@ -268,18 +305,21 @@ def test_table_is_sorted_and_filtered_by_the_keyboard(tab: Tab) -> None:
     expect(page.locator("#models-note")).to_have_text("1 of 4 rows.")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, sidecar: SidecarProcess, scheme: Any) -> None:
-    """With everything unfolded; and no animation where somebody wants none."""
-    options: dict[str, Any] = {"color_scheme": scheme, "reduced_motion": "reduce"}
+def test_axe_finds_nothing_serious(browser: Browser, sidecar: SidecarProcess) -> None:
+    """With everything unfolded, in both themes, which differ in colours alone; and no animation
+    where somebody wants none."""
+    options: dict[str, Any] = {"color_scheme": "light", "reduced_motion": "reduce"}
     with opened(browser, f"{sidecar.admin_url}/", **options) as tab:
         expect(tab.page.locator("#models tbody tr")).to_have_count(4)
         for fold in tab.page.locator("summary").all():
             fold.click()
         expect(tab.page.locator("#settings dt").first).to_be_visible()
         assert tab.violations() == []
+        _keep(tab.page, "light")
+        tab.page.emulate_media(color_scheme="dark")
+        assert tab.violations("color-contrast") == []
         assert tab.errors == []
-        _keep(tab.page, scheme)
+        _keep(tab.page, "dark")
 
 
 def test_theme_is_chosen_and_kept(tab: Tab) -> None:
@@ -295,42 +335,155 @@ def test_theme_is_chosen_and_kept(tab: Tab) -> None:
     assert page.evaluate(background) == dark
 
 
-@pytest.mark.parametrize("width", [400, 640], ids=["narrow", "at-200-percent"])
-def test_small_windows_do_not_scroll_sideways(
-    browser: Browser, sidecar: SidecarProcess, width: int
-) -> None:
+def test_small_windows_do_not_scroll_sideways(browser: Browser, sidecar: SidecarProcess) -> None:
     """All is there at 400 px, and at twice the size in a window of 1280."""
-    with opened(browser, f"{sidecar.admin_url}/", viewport={"width": width, "height": 800}) as tab:
+    with opened(browser, f"{sidecar.admin_url}/", viewport={"width": 400, "height": 800}) as tab:
         expect(tab.page.locator("#models tbody tr")).to_have_count(4)
         expect(tab.page.locator("#chart-tokens canvas")).to_be_visible()
         assert tab.overflow_px() == 0
         for fold in tab.page.locator("summary").all():
             fold.click()
         expect(tab.page.locator("#settings dt").first).to_be_visible()
-        assert tab.overflow_px() == 0
-        _keep(tab.page, f"at-{width}")
+        for width in (400, 640):
+            tab.page.set_viewport_size({"width": width, "height": 800})
+            assert tab.overflow_px() == 0
+            _keep(tab.page, f"at-{width}")
+
+
+def test_what_stands_alone_or_is_not_listed_is_seen(tab: Tab) -> None:
+    """A ratio between steps without traffic is a point, as there is nothing to draw a line to;
+    names that the sidecar gives, and the row of what is not listed, are explained."""
+    page = tab.page
+
+    def sparse(route: Route) -> None:
+        document = route.fetch().json()
+        steps = 60
+        document["at"] = [document["window"]["since"] + 10 * (at + 1) for at in range(steps)]
+        for name in ("in_flight", "faults", "spent", "saved", "never_read"):
+            document[name] = [0] * steps
+        document["tokens"] = {name: [0] * steps for name in document["tokens"]}
+        alone = [1.0 if at == steps // 2 else None for at in range(steps)]
+        document["by_tokens"] = document["by_requests"] = alone
+        route.fulfill(json=document)
+
+    def crowded(route: Route) -> None:
+        document = route.fetch().json()
+        document["others"] = document["rows"].pop()["figures"]
+        document["rows"][0]["team_alias"] = "None"
+        route.fulfill(json=document)
+
+    page.route("**/api/v1/series*", sparse)
+    page.route("**/api/v1/models*", crowded)
+    page.reload()
+    note = page.locator("#models-note")
+    expect(note).to_contain_text("“None”: a key without a team.")
+    expect(note).to_contain_text("“All others” is the sum of what is not listed")
+    expect(note).not_to_contain_text("“unknown”")
+    expect(page.locator("#models tr.others th")).to_have_text("all others")
+    canvas = page.locator("#chart-ratio canvas")
+    expect(canvas).to_be_visible()
+    # Of a point in the colour of the lines; axes and grid are grey.
+    page.wait_for_function(
+        """() => {
+            const canvas = document.querySelector("#chart-ratio canvas");
+            const context = canvas.getContext("2d");
+            const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+            let coloured = 0;
+            for (let at = 0; at < data.length; at += 4) {
+                const [alpha, light] = [data[at + 3], data.slice(at, at + 3)];
+                coloured += alpha > 200 && Math.max(...light) - Math.min(...light) > 100;
+            }
+            return coloured > 5;
+        }"""
+    )
+
+
+def test_sidecar_that_stops_in_an_answer_is_said_to_be_lost(
+    browser: Browser, sidecar: SidecarProcess
+) -> None:
+    """No document is waited for without end, whichever it is; what came last is marked as old."""
+
+    def quiet(route: Route) -> None:
+        document = route.fetch().json()
+        document["figures"]["answers"] = 0
+        route.fulfill(json=document)
+
+    with opened(browser, "about:blank") as tab:
+        tab.page.route("**/api/v1/summary?window=15m", quiet)
+        tab.page.route(
+            "**/api/v1/models*", lambda route: route.fulfill(json={"rows": [], "others": None})
+        )
+        tab.page.route("**/api/v1/summary?window=start", lambda _: None)
+        tab.page.clock.install()
+        with tab.page.expect_request("**/api/v1/summary?window=start"):
+            tab.page.goto(f"{sidecar.admin_url}/")
+        tab.page.clock.fast_forward(11_000)
+        expect(tab.page.locator("#notice")).to_contain_text("It does not answer.")
+        assert tab.errors == []
+
+
+def test_tab_that_nobody_sees_asks_for_nothing(browser: Browser, sidecar: SidecarProcess) -> None:
+    """It asks again as soon as it is seen, and goes on."""
+    with opened(browser, "about:blank") as tab:
+        page = tab.page
+        page.clock.install()
+        page.goto(f"{sidecar.admin_url}/")
+        expect(page.locator("#models tbody tr")).to_have_count(4)
+        page.evaluate("Object.defineProperty(document, 'hidden', {value: true, writable: true})")
+        asked = len(tab.urls)
+        page.clock.run_for(60_000)
+        assert len(tab.urls) == asked
+        with page.expect_response("**/api/v1/series*"):
+            page.evaluate("document.hidden = false")
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        with page.expect_response("**/api/v1/series*"):
+            page.clock.run_for(4_000)
+        assert tab.errors == []
 
 
 def test_settings_are_shown_without_their_secrets(
     browser: Browser, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """A person signs in with the token alone, and it is nowhere to be read on the page."""
+    """A person signs in with the token alone, and it is nowhere to be read on the page. LiteLLM
+    does not run: that is said, and so is what it did to requests."""
+    settings = settings | {
+        "SIDECAR_ADMIN_TOKEN": TOKEN,
+        "SIDECAR_UPSTREAM": f"http://127.0.0.1:{free_port()}",
+    }
     with (
-        sidecar_process(tmp_path, settings | {"SIDECAR_ADMIN_TOKEN": TOKEN}) as guarded,
+        sidecar_process(tmp_path, settings) as guarded,
         opened(browser, f"{guarded.admin_url}/") as tab,
     ):
         page = tab.page
         expect(page.locator("#sign-in")).to_be_visible()
         expect(page.locator(".tiles")).to_be_hidden()
         assert tab.violations() == []
-        page.get_by_label("Token", exact=True).fill("sk-page-not-it")
-        page.get_by_role("button", name="Show the figures").click()
+        for wrong in ("sk-page-not-it", "sk-page-–-€"):
+            page.get_by_label("Token", exact=True).fill(wrong)
+            page.get_by_role("button", name="Show the figures").click()
+            expect(page.get_by_label("Token", exact=True)).to_be_empty()
+            expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+        # Somebody who looks the token up in another tab finds the page as it was.
+        asked = len(tab.urls)
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        assert len(tab.urls) == asked
         expect(page.get_by_role("alert")).to_have_text("That is not the token.")
         page.get_by_label("Token", exact=True).fill(TOKEN)
         page.keyboard.press("Enter")
         expect(page.locator("#empty")).to_be_visible()
         page.reload()
         expect(page.locator("#empty")).to_be_visible()
+        expect(page.locator("#upstream")).to_have_text(re.compile("not reachable .*connect_failed"))
+        expect(page.locator("#empty-title")).to_contain_text("LiteLLM cannot be reached")
+        expect(page.locator("#empty-lost")).to_contain_text(settings["SIDECAR_UPSTREAM"])
+        expect(page.locator("#example")).to_be_hidden()
+        expect(page.locator("#faults")).to_be_hidden()
+        answer = httpx.post(f"{guarded.url}/v1/messages", json={}, trust_env=False, timeout=10)
+        assert answer.status_code == 502
+        wait_for_numbers(page, "#fault-count", [1])
+        expect(page.locator("#codes")).to_contain_text("502 × 1")
+        expect(page.locator("#faults tbody tr")).to_contain_text("connect_failed")
+        assert tab.violations() == []
         page.get_by_text("Versions and settings").click()
         setting = page.locator("#settings div", has=page.get_by_text(re.compile("ADMIN_TOKEN$")))
         expect(setting.locator("dd").first).to_have_text("**********")

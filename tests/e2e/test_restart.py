@@ -155,7 +155,7 @@ async def test_stream_websocket_and_client_that_does_not_read(tmp_path: Path) ->
 
     (tmp_path / "http").mkdir()
     (tmp_path / "websocket").mkdir()
-    timeout_s = 3.0
+    timeout_s = 5.0
     settings = {"SIDECAR_DRAIN_TIMEOUT_S": str(timeout_s)}
     async with upstream(serve) as up, serve_websockets(echo, "127.0.0.1", 0) as echoing:
         (listening,) = echoing.sockets

@@ -135,6 +135,13 @@ def test_large_bodies_are_scanned() -> None:
     assert read(pieces) == RequestFacts("m", None, True, True)
 
 
+def test_a_mark_is_found_wherever_it_stands() -> None:
+    """A long body is searched in windows; none is lost where one of them ends."""
+    for before in (*range(24_400, 24_600), *range(48_960, 49_160), 90_000):
+        raw = body(system=[{"type": "text", "text": "x" * before, "cache_control": CONTROL}])
+        assert read([raw]) == RequestFacts(None, None, True, True), before
+
+
 def test_bodies_over_the_capture_bound_say_nothing() -> None:
     """Nothing is learned from what is larger than the bound."""
     raw = body(model="m", system="x" * 1000)

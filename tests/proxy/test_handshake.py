@@ -44,11 +44,15 @@ def test_target(data: bytes, target: bytes) -> None:
         b"GET /x HTTP/1.1\r\n" + HEADERS.replace(b"websocket", b"h2c"),
         b"GET /x HTTP/1.1\r\nupgrade: websocket\r\n" + HEADERS,
         b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nhost: b\r\n" + HEADERS,
+        b"GET /x HTTP/1.1\r\ncontent-length: 3\r\n" + HEADERS,
+        b"GET /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n" + HEADERS,
         b"CONNECT a:1 HTTP/1.1\r\n" + HEADERS,
     ],
 )
 def test_no_request_for_a_websocket(data: bytes) -> None:
-    """Half a head, another version, another protocol, and what is no HTTP are not passed on."""
+    """Half a head, another version, another protocol, two hosts, a body, and what is no HTTP are
+    not passed on. The edge lets none of it get here."""
     refusal = Request(data).refusal
     assert refusal is not None
     assert (refusal.status_code, refusal.reason) == (400, "malformed_request")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from sidecar.demo.provider import Books, PromptCache
+from sidecar.exchange import MissReason
 from tests.support.calls import body_for
 from tests.support.clouds import create_clouds, serving
 from tests.support.running import Running, running, until
@@ -75,3 +79,63 @@ async def test_off_there_is_nothing() -> None:
             names = {metric.name for metric in front.sidecar.registry.collect()}
             assert not [name for name in names if "cache_misses" in name and "sidecar" in name]
             assert not [name for name in names if "never_read" in name]
+
+
+VERTEX = "/vertex_ai/v1/projects/p/locations/l/publishers/anthropic/models"
+OTHER_MODEL = "claude-haiku-4-5-20251001"
+
+
+def prediction(topic: str) -> dict[str, Any]:
+    """Write a body of Messages as clouds take it: without a model."""
+    rules = f"{topic} " * 5000
+    return {
+        "anthropic_version": "vertex-2023-10-16",
+        "max_tokens": 64,
+        "system": [{"type": "text", "text": rules, "cache_control": {"type": "ephemeral"}}],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+    }
+
+
+def conversation(topic: str) -> dict[str, Any]:
+    """Write a body of Converse."""
+    return {
+        "system": [{"text": f"{topic} " * 5000}, {"cachePoint": {"type": "default"}}],
+        "messages": [{"role": "user", "content": [{"text": "hi"}]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "write_body"),
+    [
+        (f"{VERTEX}/", ":rawPredict", prediction),
+        (f"{VERTEX}/", ":streamRawPredict", prediction),
+        ("/bedrock/model/", "/invoke", prediction),
+        ("/bedrock/model/", "/invoke-with-response-stream", prediction),
+        ("/bedrock/model/", "/converse", conversation),
+        ("/bedrock/model/", "/converse-stream", conversation),
+    ],
+)
+async def test_the_model_of_a_path_is_told_apart(before: str, after: str, write_body: Any) -> None:
+    """Where the body names no model, prefixes belong to the one that the path names."""
+    clouds = create_clouds(books=Books(), cache=PromptCache())
+    mounts = [Mount("/vertex_ai", clouds), Mount("/bedrock", clouds)]
+    with serving(Starlette(routes=mounts)) as url:
+        async with running(url) as front, httpx.AsyncClient(trust_env=False) as client:
+
+            async def told(model: str, topic: str) -> dict[str, float]:
+                target = f"{front.url}{before}{model}{after}"
+                answer = await client.post(
+                    target, json=write_body(topic), headers={"authorization": "Bearer sk-1"}
+                )
+                assert answer.status_code == 200, answer.text
+                name = "litellm_sidecar_cache_misses_total"
+                found = {
+                    reason: front.value(name, model=model, reason=reason) for reason in MissReason
+                }
+                return {reason: count for reason, count in found.items() if count}
+
+            new = {MissReason.NOT_SEEN_HERE: 1.0}
+            assert await told(MODEL, "rules") == new
+            assert await told(MODEL, "rules") == new
+            assert await told(OTHER_MODEL, "rules") == new
+            assert await told(MODEL, "laws") == new | {MissReason.CHANGED_SYSTEM: 1.0}

@@ -113,6 +113,7 @@ def test_posts_that_are_observed(
         "/bedrock/model/nova/converse\n",
         f"/vertex_ai{VERTEX}/google/models/gemini:generateContent",
         f"/vertex_ai{VERTEX}/anthropic/models/count-tokens",
+        f"/vertex_ai{VERTEX}/anthropic/models/count-tokens:rawPredict",
     ],
 )
 def test_what_is_not_observed(path: str) -> None:

@@ -41,9 +41,10 @@ class Tab:
     urls: list[str] = field(default_factory=list)
     """All that it asked for."""
 
-    def violations(self) -> list[str]:
-        """What axe finds that is serious or worse, with the places."""
-        found = Axe().run(self.page).response["violations"]
+    def violations(self, *rules: str) -> list[str]:
+        """What axe finds that is serious or worse, with the places; by all rules, or by some."""
+        options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+        found = Axe().run(self.page, options=options).response["violations"]
         return [
             f"{one['id']}: {node['html'][:200]} {node['failureSummary']}"
             for one in found

@@ -100,7 +100,10 @@ class Chart {
         stroke: colour(line.colour), width: this.stacked ? 0 : 2, spanGaps: false,
         fill: this.stacked ? colour(line.colour) : line.filled ? colour(line.colour, 0.12) : undefined,
         paths: this.stacked ? uPlot.paths.stepped({ align: -1 }) : undefined,
-        points: { show: this.stacked ? false : (_, series, first, last) => last - first < 3, size: 5 },
+        points: {
+          show: false, size: 5,
+          filter: this.stacked ? null : ({ data }, series) => [...data[series].keys()].filter((at) => alone(data[series], at)),
+        },
       }))],
       hooks: {
         setCursor: [(plot) => {
@@ -141,6 +144,9 @@ const TOKENS = [
   { label: "output", colour: "output", of: "output" },
 ];
 const sum = (values) => values.reduce((all, value) => all + (value ?? 0), 0);
+// Where there is little traffic, most steps have no ratio: a line has nothing to go to there, and
+// what stands alone is seen only as a point.
+const alone = (values, at) => values[at] !== null && (values[at - 1] ?? null) === null && (values[at + 1] ?? null) === null;
 const addedUp = (values) => {
   let soFar = 0;
   return values && values.map((value) => (soFar += value));

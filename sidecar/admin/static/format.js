@@ -8,6 +8,8 @@ export const exact = (value) => WHOLE.format(value);
 
 export function count(value) {
   if (value === null || value === undefined) return NONE;
+  // A rate may be less than one, and is not nothing then.
+  if (Math.abs(value) < 10 && !Number.isInteger(value)) return String(Number(value.toPrecision(2)));
   if (Math.abs(value) < 10_000) return WHOLE.format(value);
   return COMPACT.format(value).replace(/([A-Z])$/, "\u00a0$1").replace("K", "k");
 }

@@ -48,7 +48,8 @@ let token = stored.token;
 
 async function ask(name, window, signal) {
   const headers = { accept: "application/json" };
-  if (token !== null) headers.authorization = `Bearer ${token}`;
+  // A header takes bytes: what is no ASCII would be refused by the browser, as if nobody answered.
+  if (token !== null) headers.authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(token))}`;
   try {
     const answer = await fetch(`api/v1/${name}?window=${window}`, { headers, cache: "no-store", signal });
     if (answer.ok) return await answer.json();
@@ -118,7 +119,7 @@ function showTiles({ figures, faults }) {
 function showHealth({ upstream, requests, faults, conflict, figures }) {
   const words = { ready: "reachable", starting: "starting", draining: "draining: this pod is about to stop", unreachable: "not reachable" };
   put("upstream", element("span", "", { class: `dot ${upstream.state}`, "aria-hidden": "true" }), words[upstream.state] ?? upstream.state);
-  of("upstream").title = upstream.reason ?? "";
+  if (upstream.state === "unreachable") of("upstream").append(" ", element("small", upstream.reason));
   of("upstream").classList.toggle("bad-text", upstream.state === "unreachable");
   put("in-flight", tokens(requests.in_flight, "requests"));
   put("finished", tokens(requests.finished, "requests"));
@@ -178,8 +179,9 @@ function showMisses({ misses }) {
   }));
 }
 
-function showEmpty({ instance: who, requests, upstream }, nothing) {
+function showEmpty({ instance: who, requests, upstream, faults }, nothing) {
   of("empty").hidden = !nothing;
+  document.querySelector(".pair").hidden = nothing && !faults.length;
   document.body.classList.toggle("unused", nothing);
   if (!nothing) return;
   const here = dataUrl(who);
@@ -189,7 +191,13 @@ function showEmpty({ instance: who, requests, upstream }, nothing) {
   -d '{"model": "claude-sonnet-4-5", "max_tokens": 64,
        "messages": [{"role": "user", "content": "Hello"}]}'`;
   of("empty-title").textContent = requests.finished ? "Requests have come, and no answer to count yet" : "No answer has been counted yet";
-  if (upstream.state === "unreachable") of("empty-title").textContent = "LiteLLM cannot be reached, so nothing can be counted";
+  // To have clients come is no advice then.
+  const lost = upstream.state === "unreachable";
+  of("empty-how").hidden = lost;
+  of("empty-lost").hidden = !lost;
+  if (!lost) return;
+  of("empty-title").textContent = "LiteLLM cannot be reached, so nothing can be counted";
+  of("empty-lost").textContent = `${upstream.reason}. Start it, or set SIDECAR_UPSTREAM to where it listens and restart the sidecar; this page goes on by itself as soon as LiteLLM answers.`;
 }
 
 function dataUrl(who) {
@@ -224,6 +232,8 @@ of("about").addEventListener("toggle", () => { if (of("about").open) showSetting
 
 // The round.
 
+const locked = () => document.body.classList.contains("locked");
+
 const chosen = () => document.querySelector('input[name="window"]:checked').value;
 
 async function update() {
@@ -237,6 +247,7 @@ async function update() {
       ask("models", window, mine.signal),
       ask("series", window, mine.signal),
     ]);
+    const nothing = summary.figures.answers === 0 && models.rows.length === 0 && !(await everAnswered(summary, window, mine.signal));
     if (mine !== asking) return;
     if (instance !== null && instance !== summary.instance.id) {
       notify(`The sidecar was restarted at ${clock(summary.instance.started_at)}: its counts and curves began anew.`, { dismissable: true });
@@ -248,7 +259,6 @@ async function update() {
     of("sign-in").hidden = true;
     of("sign-out").hidden = token === null;
     showInstance(summary.instance, summary.window, summary.at);
-    const nothing = summary.figures.answers === 0 && models.rows.length === 0 && !(await everAnswered(summary, window));
     showEmpty(summary, nothing);
     showTiles(summary);
     showHealth(summary);
@@ -269,9 +279,9 @@ async function update() {
 
 // A quiet quarter of an hour is not the same as a sidecar that nobody has ever used.
 let answeredBy = null;
-async function everAnswered(summary, window) {
+async function everAnswered(summary, window, signal) {
   if (answeredBy === summary.instance.id) return true;
-  const all = window === "start" ? summary : await ask("summary", "start");
+  const all = window === "start" ? summary : await ask("summary", "start", signal);
   if (all.figures.answers) answeredBy = summary.instance.id;
   return all.figures.answers > 0;
 }
@@ -323,10 +333,10 @@ showTheme();
 async function live() {
   // Nobody looks at a hidden tab.
   try {
-    if (!document.hidden && !document.body.classList.contains("locked")) await update();
+    if (!document.hidden && !locked()) await update();
   } finally {
     setTimeout(live, EVERY_MS);
   }
 }
-document.addEventListener("visibilitychange", () => { if (!document.hidden) update(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden && !locked()) update(); });
 live();

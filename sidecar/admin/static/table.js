@@ -16,6 +16,14 @@ export const REASONS = {
   unknown: "unknown",
 };
 
+// Names that the sidecar itself gives, which nobody has chosen.
+const GIVEN = {
+  None: "a key without a team",
+  unknown: "nobody could say which team",
+  other: "past SIDECAR_MAX_LABEL_VALUES or SIDECAR_MAX_SERIES",
+};
+const OTHERS = "“All others” is the sum of what is not listed: windows tell the first 256 models and teams apart, “Since start” lists the 500 with the most input.";
+
 function meter(value) {
   const cell = element("span");
   if (value !== null) {
@@ -57,7 +65,7 @@ const COLUMNS = [
 export function makeTable() {
   const [table, filter, note] = ["models", "filter", "models-note"].map((id) => document.getElementById(id));
   const [head, body] = [table.tHead, table.tBodies[0]];
-  let [rows, others, sortedBy, falling] = [[], null, 5, true];
+  let [rows, others, sortedBy, falling, last] = [[], null, 5, true, ""];
 
   const top = element("tr");
   COLUMNS.forEach(([name, numeric], at) => {
@@ -108,14 +116,20 @@ export function makeTable() {
     body.replaceChildren(...lines);
     if (!rows.length) note.textContent = "Nobody has been answered in this window.";
     else if (words.length) note.textContent = `${kept.length} of ${rows.length} rows.`;
-    else note.textContent = others ? "What is not listed is summed up as all others." : "";
+    else note.textContent = explained().join(" ");
+  }
+
+  function explained() {
+    const names = new Set(rows.flatMap((row) => [row.model, row.team_alias]));
+    const said = Object.entries(GIVEN).filter(([name]) => names.has(name)).map(([name, meaning]) => `“${name}”: ${meaning}.`);
+    return others ? [...said, OTHERS] : said;
   }
 
   return {
     set(models) {
       const text = JSON.stringify([models.rows, models.others]);
-      if (text === table.dataset.text) return;
-      table.dataset.text = text;
+      if (text === last) return;
+      last = text;
       [rows, others] = [models.rows, models.others];
       show();
     },
