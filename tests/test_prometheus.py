@@ -305,6 +305,22 @@ def test_every_alert_has_a_section_and_no_section_is_left_over() -> None:
         assert re.search(r"(?m)^1\. .*\n2\. .*\n3\. .*\n\n\*\*Do:\*\* ", text)
 
 
+def test_way_round_the_sidecar_names_what_stands_in_it() -> None:
+    """Who leads clients to LiteLLM's port at night is told of the policy that keeps them out."""
+    page = (ROOT / "docs" / "alerts.md").read_text()
+    said = {
+        **{f"runbook of {by_name(one)}": one["annotations"]["runbook"] for one in ALERTS},
+        **dict(re.findall(r"(?ms)^#+ (.+?)\n(.*?)(?=^## |\Z)", page)),
+    }
+
+    told = {
+        name: "docs/rollout.md, Rollback" in text or "rollout.md#rollback" in text
+        for name, text in said.items()
+        if re.search(r"lead (?:clients|them) to LiteLLM", text)
+    }
+    assert told == dict.fromkeys(["runbook of SidecarDown", "Alerts", "SidecarDown"], True)
+
+
 def test_queries_of_runbooks_can_be_pasted(tmp_path: Path) -> None:
     """Prometheus reads each query of the alerts' words, and of their page."""
     # An aggregation or a function, with all of its parentheses.

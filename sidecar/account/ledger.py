@@ -396,9 +396,13 @@ class Ledger:
             if facts.prefix is not None:
                 hashed = self._hash_of(exchange)
             priced = cost if isinstance(cost, Cost) else None
-            verdict = self._misses.judge(
-                exchange, observation, outcome, hashed, alike.minimum, priced
-            )
+            try:
+                verdict = self._misses.judge(
+                    exchange, observation, outcome, hashed, alike.minimum, priced
+                )
+            except Exception as exc:
+                # Tokens and money are counted all the same.
+                self.contain("account", exc)
         reading = _Reading(exchange.route, observation, outcome, cost, verdict, alike)
         team, alias = alike.team, alike.alias
         identities = self._identities

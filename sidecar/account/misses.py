@@ -39,9 +39,11 @@ _PREFIXES = 4
 """How many prefixes, as a mean, are held for each conversation."""
 _MAX_DEPLOYMENTS = 4
 """How many deployments are remembered of one prefix."""
-_MAX_BEGINNINGS = 8
+_MAX_BEGINNINGS = 4
 """How many pairs of tools and system prompt are remembered of one key and model."""
 _MAX_SWEPT = 2000
+_BYTES_PER_TOKEN = 4
+"""Of text, about."""
 _TTLS = ((3600, "1h"), (300, "5m"))
 
 
@@ -199,8 +201,10 @@ class MissTracker:
                 return NOTHING
             short = outcome is Outcome.NOT_CACHED and prompt < minimum
             return Verdict(MissReason.TOO_SHORT if short else MissReason.UNKNOWN)
-        last = prefix.breakpoints[-1]
         kept = usage.read_tokens + usage.write_tokens
+        if kept and usage.writes_reported:
+            prefix = _as_far_as_kept(prefix, prompt, kept)
+        last = prefix.breakpoints[-1]
         if not usage.writes_reported or not kept:
             kept = prompt * last.size // (prefix.size or 1)
         if outcome is Outcome.NOT_CACHED and kept < minimum:
@@ -421,7 +425,11 @@ class MissTracker:
         """
         last = answer.prefix.breakpoints[-1]
         for key, each in zip(answer.keys, answer.prefix.breakpoints, strict=True):
-            tokens = kept * each.size // (last.size or 1)
+            # What comes later may have images, which are many bytes and few tokens.
+            share = kept * each.size // (last.size or 1)
+            tokens = max(share, min(kept, each.size // _BYTES_PER_TOKEN))
+            if each is last:
+                tokens = kept
             if tokens < minimum and each is not last:
                 continue
             first = self._prefixes.get(key)
@@ -460,6 +468,20 @@ def _chained(use: _Use, others: _Use | None) -> _Use:
     for before, after in zip(kept, [*kept[1:], None], strict=True):
         before.next = after
     return use
+
+
+def _as_far_as_kept(prefix: Prefix, prompt: int, kept: int) -> Prefix:
+    """Leave a last breakpoint out that the request did not ask for, if most before it was not kept.
+
+    LiteLLM may have asked for caching at an earlier place.
+    """
+    *before, last = prefix.breakpoints
+    if not before or last.ttl_s:
+        return prefix
+    behind = prompt * (last.size - before[-1].size) // (prefix.size or 1)
+    if 2 * (prompt - kept) < behind:
+        return prefix
+    return prefix._replace(breakpoints=tuple(before))
 
 
 def _deployment(exchange: Exchange) -> str:

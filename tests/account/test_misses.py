@@ -410,3 +410,57 @@ def test_eviction_is_counted_and_loses_no_truth() -> None:
     lost = play.lost()["5m"]
     assert lost is not None
     assert 0 < lost <= 4 * 2000
+
+
+def test_a_fault_in_judging_loses_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why it missed is not known then; tokens and answers are counted as ever."""
+    play = Play()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(play.tracker, "judge", broken)
+    assert play.ask(request(system=SYSTEM, messages=turns("hello"))) is None
+    totals = {
+        sample.name: sample.value
+        for metric in play.books.registry.collect()
+        for sample in metric.samples
+        if sample.labels.get("room") == "account" or sample.labels.get("outcome") == "write"
+    }
+    assert totals["litellm_sidecar_internal_errors_total"] == 1
+    assert totals["litellm_sidecar_responses_total"] == 1
+
+
+# Where bytes or breakpoints tell little of tokens.
+
+
+def test_images_hide_no_breakpoint_before_them() -> None:
+    """An image has many bytes and few tokens: the system prompt before it is known all the same."""
+    play = Play()
+    reasons = []
+    for wait, picture in ((0, "a"), (10, "b"), (400, "c")):
+        play.later(wait)
+        source = {"type": "base64", "media_type": "image/png", "data": picture * 300_000}
+        content: list[Body] = [{"type": "image", "source": source}, block("what is it?", SHORT)]
+        body = request(system=SYSTEM, messages=[{"role": "user", "content": content}])
+        reasons.append(play.ask(body))
+    assert reasons == [MissReason.NOT_SEEN_HERE, None, MissReason.EXPIRED]
+    lost = play.lost()["5m"]
+    assert lost is not None
+    assert lost < 2 * 2000, "the system prompt was read"
+
+
+@pytest.mark.parametrize("mark", [{}, {"cache_control": SHORT}], ids=["injected", "of a message"])
+def test_a_breakpoint_that_litellm_places(mark: Body) -> None:
+    """What it asks for is not the whole prompt: how much was written tells how far it went."""
+    play = Play()
+    system = {"role": "system", "content": words("rules")} | mark
+    wrote, read = Usage(6000, 5, 0, 2000, 2000, 0), Usage(6000, 5, 2000, 0, 0, 0)
+    reasons = []
+    for wait, said, usage in ((0, "a", wrote), (10, "b", read), (400, "c", wrote)):
+        play.later(wait)
+        user = {"role": "user", "content": words(said, 6000)}
+        body = {"model": MODEL, "messages": [system, user]}
+        reasons.append(play.submit(facts_of(body, Dialect.OPENAI_CHAT), usage))
+    assert reasons == [MissReason.NOT_SEEN_HERE, None, MissReason.EXPIRED]
+    assert play.lost() == {"5m": 0, "1h": 0}
