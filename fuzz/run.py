@@ -18,7 +18,7 @@ WORK = HERE.parent / ".fuzz"
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py"))
 DICTIONARIES = {
     **dict.fromkeys(("answer", "chunks", "handshake", "head", "response"), "http.dict"),
-    **dict.fromkeys(("bedrock", "openai", "rewrite", "sse", "tap"), "usage.dict"),
+    **dict.fromkeys(("bedrock", "openai", "request", "rewrite", "sse", "tap"), "usage.dict"),
 }
 _PROGRESS = re.compile(r"#\d+\s+\w+\s+cov: (\d+) ft: (\d+)")
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s+(\d+)")

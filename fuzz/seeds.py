@@ -79,6 +79,15 @@ def _seeds(target: str) -> Iterator[tuple[bytes, int]]:
             yield _CONVERSED, 1 << 6 | shape << 1
             yield b"\n".join(b"c" + line for line in _events(streams)), 1 << 6 | shape << 1 | 1
             yield b"c" + _NOVA, 1 << 6 | shape << 1 | 1
+    elif target == "request":
+        text, mark = b'{"type":"text","text":"a"}', b'"cache_control":{"type":"ephemeral"}'
+        marked = text[:-1] + b"," + mark + b"}"
+        said = b'{"model":"m","system":[%b],"messages":[{"role":"user","content":[%b,%b]}],%b}'
+        for number in range(5):
+            yield said % (text, marked, text, mark), 1 << 4 | number
+        yield b'{"input":"a","instructions":"b"}', 1 << 4 | 4
+        yield b'{"messages":[{"content":[{"text":"a"},{"cachePoint":{"type":"default"}}]}]}', 1
+        yield b'{"messages":[{"role":"system","content":"a\\ud83d"}],' + mark + b"}", 1 << 4
     elif target == "decoding":
         for coding, encode in enumerate(_ENCODE):
             yield from ((encode(body), 1 << 2 | coding) for body in messages)

@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     max_conversations: Annotated[int, Field(ge=100, le=1_000_000)] = _setting(
         10_000,
-        "Conversations whose hashes are held for that, up to 4 KB each; the least recent leave.",
+        "Conversations whose hashes are held for that, up to 6 KB each; the least recent leave.",
         "100 to 1000000",
     )
     compat: Annotated[tuple[str, ...], NoDecode] = _setting(

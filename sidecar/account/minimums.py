@@ -16,7 +16,7 @@ SHORTEST = 512
 """Opus 5, Fable 5 and Mythos 5 (platform.claude.com, prompt caching, as quoted in July 2026)."""
 _MINIMUMS = (
     # platform.claude.com, prompt caching: copies of February to July 2026 agree.
-    (re.compile(r"opus-4[-.][56](?!\d)|haiku-4[-.]5"), 4096),
+    (re.compile(r"opus-4[-.][56](?!\d)|haiku-4[-.]5|mythos-preview"), 4096),
     # Copies say 2,048 for Opus 4.7, and earlier ones 4,096.
     (re.compile(r"opus-4[-.]7(?!\d)"), 2048),
     # As above, and docs.aws.amazon.com, Bedrock, prompt caching, for 3.5.

@@ -28,6 +28,7 @@ from sidecar.account.minimums import SHORTEST, minimum_of
         ("gpt-4o-mini", 1024),
         ("o3", 1024),
         ("openai/o3-mini", 1024),
+        ("claude-mythos-preview", 4096),
         ("us.amazon.nova-pro-v1:0", 1000),
         ("claude-opus-5", SHORTEST),
         ("claude-fable-5", SHORTEST),
