@@ -15,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -180,12 +181,20 @@ class Prometheus:
                 if target["health"] == "up":
                     stamps.add(target["lastScrape"])
             # The first stamp of each target is of a scrape from before this call.
-            if targets and all(len(stamps) > number for stamps in seen.values()):
+            enough = targets and all(len(stamps) > number for stamps in seen.values())
+            if enough and all(self._is_stored(target) for target in targets):
                 return
             if time.monotonic() > deadline:
                 states = [(t["scrapeUrl"], t["health"], t["lastError"]) for t in targets]
                 raise TimeoutError(f"not scraped {number} times: {states}")
             time.sleep(0.1)
+
+    def _is_stored(self, target: Mapping[str, Any]) -> bool:
+        """Whether what the last scrape brought can be asked for: that is a moment later."""
+        at = datetime.fromisoformat(target["lastScrape"]).timestamp()
+        labels = ",".join(f'{name}="{target["labels"][name]}"' for name in ("job", "instance"))
+        # Prometheus puts a scrape up to 2 ms before or after its time.
+        return any(value >= at - 0.005 for _, value in self.query(f"timestamp(up{{{labels}}})"))
 
     def wait_for(self, expression: str, *, timeout_s: float = 30.0) -> list[Sample]:
         """The first non-empty result of a query."""
