@@ -13,24 +13,37 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
 
-__all__ = ["SHALLOW", "MemberReader", "end_of_item", "find_member", "member_of", "members_of"]
+__all__ = [
+    "EVERY",
+    "SHALLOW",
+    "MemberReader",
+    "end_of_item",
+    "find_member",
+    "member_of",
+    "members_of",
+]
 
 _BOM = b"\xef\xbb\xbf"
 
-# The possessive quantifiers keep the matcher from saving places to come back to.
+# The possessive quantifiers keep the matcher from saving places to come back to. Without them the
+# patterns match the same. Before 3.11.5 those of a group take in what the group did not match
+# (python/cpython#106052), such as a string that does not end.
+EVERY = b"*+" if sys.version_info >= (3, 11, 5) else b"*"
 _SPACE = rb"[ \t\n\r]*+"
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)%b"' % EVERY
 _FLAT = rb'[^"{}\[\]]++|' + _STRING
 # Brackets are taken in pairs to a depth of two: what is deeper costs a step of Python's for each.
 SHALLOW = re.compile(
-    rb"(?:%b|[{\[](?:%b|[{\[](?:%b)*+[}\]])*+[}\]])*+" % (_FLAT, _FLAT, _FLAT), re.DOTALL
+    rb"(?:%b|[{\[](?:%b|[{\[](?:%b)%b[}\]])%b[}\]])%b" % (_FLAT, _FLAT, _FLAT, *[EVERY] * 3),
+    re.DOTALL,
 )
-_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?+" + _SPACE)
+_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?" + _SPACE)
 _KEY = re.compile(_SPACE + rb"(" + _STRING + rb")" + _SPACE + rb":" + _SPACE, re.DOTALL)
 _SCALAR = re.compile(_STRING + rb'|[^"{}\[\],\s]++', re.DOTALL)
 _COMMA = re.compile(_SPACE + rb",")

@@ -19,7 +19,7 @@ import msgspec
 
 from sidecar.exchange import Dialect, RawHeaders, RequestFacts, first_values
 from sidecar.observe.decoding import codings_of
-from sidecar.observe.members import SHALLOW, MemberReader
+from sidecar.observe.members import EVERY, SHALLOW, MemberReader
 from sidecar.observe.prefix import PrefixReader, Prompt
 
 __all__ = ["BodyReader"]
@@ -57,8 +57,8 @@ _MAX_TOKENS = 256 * 1024
 
 # Whole strings and everything else that is neither a bracket nor an unfinished string. The
 # possessive quantifiers keep the matcher from saving places to come back to.
-_FLAT = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
-_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_FLAT = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]*+(?:\\.[^"\\]*+)%b")%b' % (EVERY, EVERY), re.DOTALL)
+_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)%b' % EVERY, re.DOTALL)
 
 
 class _Asked(NamedTuple):

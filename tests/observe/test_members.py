@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 
 import pytest
 
-from sidecar.observe.members import find_member, members_of
+from sidecar.observe.members import SHALLOW, find_member, members_of
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,16 @@ def test_what_is_no_json_raises_nothing(text: bytes) -> None:
     for name in ("a", "b"):
         place = find_member(text, [name])
         assert place is None or place[1] <= len(text)
+
+
+def test_what_does_not_end_is_left() -> None:
+    """Python before 3.11.5 took it in with possessive groups; without them all is the same."""
+    assert SHALLOW.match(b':"a","inst')[0] == b':"a",'  # type: ignore[index]
+    greedy = re.compile(SHALLOW.pattern.replace(b")*+", b")*"), re.DOTALL)
+    dice = random.Random(7)
+    for _ in range(20_000):
+        text = bytes(dice.choices(b'"\\{}[]:,a', k=dice.randrange(40)))
+        match, other = SHALLOW.match(text), greedy.match(text)
+        assert match is not None
+        assert other is not None
+        assert match.end() == other.end(), text
