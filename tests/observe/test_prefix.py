@@ -84,6 +84,14 @@ def test_marks_move_and_nothing_changes(style: Json) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_a_block_that_is_a_mark_alone(style: Json) -> None:
+    """It is an empty block, and the prefix ends with it."""
+    alone = prefix({"messages": [user(text("one"), {"cache_control": LONG})]}, **style)
+    empty = {"messages": [user(text("one"), {})], "cache_control": LONG}
+    assert alone == prefix(empty, **style)
+
+
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     "order", [("type", "text", "cache_control"), ("cache_control", "type", "text")]
 )
