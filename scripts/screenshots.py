@@ -27,6 +27,7 @@ from playwright.sync_api import Page  # noqa: E402
 from sidecar.demo.traffic import KEYS, MODELS  # noqa: E402
 from tests.support.browser import chromium, opened  # noqa: E402
 from tests.support.calls import body_for  # noqa: E402
+from tests.support.process import said_until  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 SHOTS = {
@@ -66,12 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _addresses(demo: subprocess.Popen[str]) -> tuple[str, str]:
     """Read where the page is, and where clients connect."""
-    said = ""
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        said += line
-        if "Ctrl-C ends it." in line:
-            break
+    said = said_until(demo, "Ctrl-C ends it.")
     page, data = re.search(r"page +(http\S+)", said), re.search(r"curl -s (http\S+)/v1/", said)
     assert page is not None, said
     assert data is not None, said

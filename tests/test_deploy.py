@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,13 @@ import pytest
 from sidecar import __version__
 from sidecar.config import PREFIX, Settings
 from tests.support.manifests import IMAGE, read, stopping_s
+from tests.support.process import checked
 from tests.support.requirements import require
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
-
-
-def run(*command: str, directory: Path = ROOT) -> None:
-    """Run a checker; its words are the assertion's message."""
-    done = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def settings_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
@@ -149,7 +141,7 @@ def test_compose_file_is_valid() -> None:
     """docker-compose itself accepts it."""
     program = require(shutil.which("docker-compose"), "docker-compose")
 
-    run(program, "--file", str(COMPOSE), "config", "--quiet")
+    checked(program, "--file", str(COMPOSE), "config", "--quiet", directory=ROOT)
 
 
 def test_compose_mounts_what_exists_and_publishes_on_loopback() -> None:

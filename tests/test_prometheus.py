@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from sidecar.config import Settings
+from tests.support.process import checked
 from tests.support.requirements import require
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,16 +38,7 @@ def load(name: str) -> Json:
 def promtool(*arguments: str, directory: Path = DIRECTORY) -> str:
     """Run promtool; its words are the assertion's message, or what is returned."""
     program = require(shutil.which("promtool"), "promtool")
-    done = subprocess.run(
-        [program, *arguments],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return checked(program, *arguments, directory=directory)
 
 
 ALERTS: list[Json] = [rule for group in load("alerts.yml")["groups"] for rule in group["rules"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from scripts.pages import ENTRIES, ROOT, targets
+from tests.support.process import checked
 
 DOCS = ROOT / "docs"
 SOURCES = sorted(
@@ -81,16 +81,12 @@ class Built(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site as `make site` does; a link or an anchor that leads nowhere ends it."""
     directory = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory)],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        timeout=BUILD_TIMEOUT_S,
-        check=False,
+    checked(
+        *[sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory)],
+        directory=ROOT,
+        environment={"PATH": os.environ["PATH"], "NO_MKDOCS_2_WARNING": "1"},
+        timeout_s=BUILD_TIMEOUT_S,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     return directory
 
 

@@ -221,15 +221,13 @@ class MissTracker:
             began + (exchange.duration_s if first_byte_s is None else first_byte_s),
         )
         scope = b"c" + (key_hash or "").encode() + scope
-        if not missed:
-            self._read(answer, usage.read_tokens)
-            reason = None
-        elif nothing_kept:
-            reason = self._seen(answer) or MissReason.UNKNOWN
-        else:
-            reason = self._seen(answer) or self._compared(answer, scope)
         if nothing_kept:
-            return Verdict(reason)
+            return Verdict(self._seen(answer) or MissReason.UNKNOWN)
+        reason = None
+        if missed:
+            reason = self._seen(answer) or self._compared(answer, scope)
+        else:
+            self._read(answer, usage.read_tokens)
         unread = self._written(answer, usage, cost)
         self._note(answer, kept, minimum, unread, exact=usage.writes_reported)
         self._tell(answer, scope)
@@ -279,14 +277,10 @@ class MissTracker:
     def _seen(self, answer: _Answer) -> MissReason | None:
         """Say what the longest prefix that was seen here tells; None if none was."""
         for place in self._places(answer):
-            alive = None
             uses = self._uses(place, answer)
-            for use in uses:
-                if use.alive(answer.began):
-                    alive = use
-                    break
             if not uses:
                 continue
+            alive = next((use for use in uses if use.alive(answer.began)), None)
             if alive is None:
                 return MissReason.EXPIRED
             here = alive.deployment == answer.deployment
@@ -345,12 +339,11 @@ class MissTracker:
         for name in self._names(prefix, scope):
             self._told.put(name, told)
         group = hash(scope)
-        others = [
-            each
-            for each in self._beginnings.get(group) or ()
-            if each.tools != tools or each.system != system
-        ]
-        known = [each for each in self._beginnings.get(group) or () if each not in others]
+        known: list[_Told] = []
+        others: list[_Told] = []
+        for each in self._beginnings.get(group) or ():
+            same = each.tools == tools and each.system == system
+            (known if same else others).append(each)
         # It was there from the first time on.
         self._beginnings.put(group, [*(known or [told]), *others][:_MAX_BEGINNINGS])
 

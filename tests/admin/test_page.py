@@ -6,7 +6,6 @@ import gzip
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from base64 import b64encode
@@ -18,6 +17,7 @@ import pytest
 from sidecar.account import live
 from sidecar.account.history import MAX_ROWS
 from sidecar.admin.page import POLICY, read_files
+from tests.support.process import checked
 from tests.support.running import Running, running
 from tests.support.wire import Answer, ask
 
@@ -137,16 +137,7 @@ def test_files_of_the_page_are_in_the_wheel(tmp_path: Path) -> None:
 def run(*arguments: str, directory: Path = ROOT, path: Path | None = None) -> None:
     """Run Python; its words are the assertion's message."""
     environment = dict(os.environ) | ({"PYTHONPATH": str(path)} if path else {})
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    checked(sys.executable, *arguments, directory=directory, environment=environment, timeout_s=100)
 
 
 async def test_every_file_is_served_with_its_type_and_policy() -> None:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from sidecar.demo.provider import BookEntry
-from tests.support.calls import ask_now, body_for, post, request, samples
+from tests.support.calls import SONNET_USD, ask_now, body_for, post, request, samples
 from tests.support.clouds import Clouds
 from tests.support.dashboard import interpolated, load, queries
 from tests.support.litellm import (
@@ -47,15 +47,8 @@ QUERIES = re.findall(
 
 pytestmark = pytest.mark.parametrize("litellm", ["1.83.10"], indirect=True, ids=["litellm-1.83.10"])
 
-# USD per million tokens of the models that are asked: Bedrock's `us.` costs a tenth more.
-_USD = {
-    "input_tokens": 3.0,
-    "output_tokens": 15.0,
-    "cache_read_input_tokens": 0.3,
-    "ephemeral_5m_input_tokens": 3.75,
-    "ephemeral_1h_input_tokens": 6.0,
-}
 _REGIONAL = 1.1
+"""Bedrock's `us.` costs a tenth more."""
 
 
 def cookbook() -> dict[str, str]:
@@ -157,7 +150,7 @@ class Played:
                 continue
             if chosen.get("team", team) != team or chosen.get("model", model) != model:
                 continue
-            for name in _USD:
+            for name in SONNET_USD:
                 total[name] += getattr(entry, name)
             written = entry.cache_creation_input_tokens
             total["prompt"] += entry.input_tokens + entry.cache_read_input_tokens + written
@@ -253,7 +246,7 @@ def play(week: Played) -> None:
 
 def usd(tokens: Counter[str], factor: float = 1.0) -> float:
     """What tokens cost at list prices."""
-    return factor * sum(rate * tokens[name] for name, rate in _USD.items()) / 1e6
+    return factor * sum(rate * tokens[name] for name, rate in SONNET_USD.items()) / 1e6
 
 
 def by(rows: list[Sample], *labels: str) -> dict[Any, float]:

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidecar.account.identity import NO_TEAM
 from sidecar.demo.provider import BookEntry, Books, PromptCache
-from tests.support.calls import ask_now, body_for, post
+from tests.support.calls import SONNET_USD, ask_now, body_for, post
 from tests.support.clouds import create_clouds, serving
 from tests.support.dashboard import (
     Query,
@@ -50,15 +50,7 @@ PRICED, UNPRICED = DIRECT_MODEL, "model.of (nobody)"
 LIVES = ("1.83.10", "1.100.5")
 """What LiteLLM says that it is, in the first life and in the second."""
 
-# USD per million tokens.
-_USD = {
-    "input_tokens": 3.0,
-    "output_tokens": 15.0,
-    "cache_read_input_tokens": 0.3,
-    "ephemeral_5m_input_tokens": 3.75,
-    "ephemeral_1h_input_tokens": 6.0,
-}
-_INPUT = 3.0
+_INPUT = SONNET_USD["input_tokens"]
 _MILLION = 1_000_000
 
 
@@ -157,17 +149,17 @@ class Played:
             total["hits"] += read > 0
             total["asked"] += read > 0 or written > 0 or asked
             if whose == PRICED:
-                for name in _USD:
+                for name in SONNET_USD:
                     paid[name] += getattr(entry, name)
-        saved = paid["cache_read_input_tokens"] * (_INPUT - _USD["cache_read_input_tokens"])
+        saved = paid["cache_read_input_tokens"] * (_INPUT - SONNET_USD["cache_read_input_tokens"])
         premium = sum(
-            paid[name] * (_USD[name] - _INPUT)
+            paid[name] * (SONNET_USD[name] - _INPUT)
             for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
         )
         return {
             "Hit ratio by tokens": total["read"] / total["prompt"],
             "Hit ratio by requests": total["hits"] / total["asked"] if total["asked"] else None,
-            "Spent": sum(_USD[name] * paid[name] for name in _USD) / _MILLION,
+            "Spent": sum(SONNET_USD[name] * paid[name] for name in SONNET_USD) / _MILLION,
             "Saved by reads": saved / _MILLION,
             "Net": (saved - premium) / _MILLION,
             "Lost to writes never read": 0.0,  # nothing ran out while it was played

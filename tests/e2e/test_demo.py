@@ -20,6 +20,7 @@ import pytest
 from sidecar.demo.comparison import Difference, Played, counted, differences, truth
 from sidecar.demo.provider import BookEntry
 from sidecar.demo.traffic import LONER, SEARCH, Ask, Ending
+from tests.support.process import said_until
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-W", "always::ResourceWarning", "-m", "sidecar", "demo"]
@@ -165,13 +166,7 @@ def running(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         encoding="utf-8",
     ) as child:
         try:
-            said = ""
-            assert child.stdout is not None
-            for line in child.stdout:
-                said += line
-                if "Ctrl-C ends it." in line:
-                    break
-            yield child, said
+            yield child, said_until(child, "Ctrl-C ends it.")
         finally:
             if child.poll() is None:
                 child.kill()

@@ -11,7 +11,16 @@ from urllib.parse import urlsplit
 
 from tests.support.wire import Answer, ask
 
-__all__ = ["ask_now", "body_for", "post", "request", "samples", "series_count"]
+__all__ = ["SONNET_USD", "ask_now", "body_for", "post", "request", "samples", "series_count"]
+
+SONNET_USD = {
+    "input_tokens": 3.0,
+    "output_tokens": 15.0,
+    "cache_read_input_tokens": 0.3,
+    "ephemeral_5m_input_tokens": 3.75,
+    "ephemeral_1h_input_tokens": 6.0,
+}
+"""What a million tokens cost of the model that the tests ask, by the name in its usage."""
 
 
 def body_for(

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from tests.support.secrets import assert_no_keys
 
-__all__ = ["ManagedProcess", "ReadinessError", "coverage_environment", "free_port"]
+__all__ = [
+    "ManagedProcess",
+    "ReadinessError",
+    "checked",
+    "coverage_environment",
+    "free_port",
+    "said_until",
+]
 
 _LOG_TAIL_BYTES = 6000
 _POLL_S = 0.1
@@ -41,6 +48,37 @@ for group in $groups; do kill -s KILL -- "-$group"; done
 
 class ReadinessError(RuntimeError):
     """A child ended, or was not ready in time; the text has the end of its log."""
+
+
+def checked(
+    *command: str,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> str:
+    """Run a checker to its end; its words are the assertion's message, or what is returned."""
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def said_until(child: subprocess.Popen[str], words: str) -> str:
+    """Read what a process says up to the line with these words."""
+    said = ""
+    assert child.stdout is not None
+    for line in child.stdout:
+        said += line
+        if words in line:
+            break
+    return said
 
 
 def coverage_environment() -> dict[str, str]:
