@@ -108,3 +108,38 @@ def test_what_takes_longest_goes_first() -> None:
     ]
     places = [place_of(nodeid) for nodeid in nodeids]
     assert places == sorted(set(places))
+
+
+_CONFTEST = """
+from tests.conftest import pytest_collection_modifyitems, pytest_xdist_make_scheduler
+"""
+_ENDS_ITS_PROCESS = """
+import os, pytest
+
+@pytest.mark.parametrize("number", range({tests}))
+def test_it(number):
+    if number == {last}:
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("last", [0, 3])
+def test_the_suite_ends_when_a_process_of_it_dies(tmp_path: Path, last: int) -> None:
+    """The test that it died of fails, once; what it had left is run, and nothing is waited for."""
+    (tmp_path / "conftest.py").write_text(_CONFTEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    for file in "abcd":
+        tests, ends = (1 if file == "d" else 4), (last if file == "c" else -1)
+        text = _ENDS_ITS_PROCESS.format(tests=tests, last=ends)
+        (tmp_path / f"test_{file}.py").write_text(text)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--numprocesses", "2", "--dist", "loadfile"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert f"test_c.py::test_it[{last}]" in ran.stdout
+    assert "1 failed, 12 passed" in ran.stdout

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 __all__ = ["RigScheduling", "place_of", "rig_id", "unit_of"]
 
@@ -51,3 +52,34 @@ class RigScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no t
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Take back what a process that has ended leaves undone.
+
+        The base hands on the test that ended it, to end the next one as well, and what has run
+        to its last test, for the end of which xdist then waits without end.
+
+        Returns:
+            the test that it died of; None if it had none left.
+        """
+        crashed: str | None = None
+        units = self.assigned_work[node]
+        for unit, tests in list(units.items()):
+            left = [nodeid for nodeid, ended in tests.items() if not ended]
+            if left and crashed is None:
+                crashed = left.pop(0)
+            if left:
+                units[unit] = dict.fromkeys(left, False)
+            else:
+                del units[unit]
+        super().remove_node(node)
+        return crashed
+
+    def schedule(self) -> None:
+        """Share the tests out, or see that a process that came later has work.
+
+        It runs a test when it knows what follows: the first unit may be a single test.
+        """
+        super().schedule()
+        for node in self.nodes:
+            self._reschedule(node)
