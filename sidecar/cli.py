@@ -312,6 +312,12 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
+def _drop_output() -> None:
+    """Let go of what could not be written: to fail at it again would change the exit code."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the command line and exit."""
     try:
@@ -327,7 +333,10 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except OSError as error:
-        _say(f"sidecar: {error}", err=True)
+        # Whoever reads only the first lines knows that the others are missing.
+        if not isinstance(error, BrokenPipeError):
+            _say(f"sidecar: {error}", err=True)
+        _drop_output()
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

@@ -61,6 +61,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("SIDECAR_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    # What a process says must get through where output is buffered, as it is without this.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.bodies import message, stream
 from tests.support.process import coverage_environment, free_port
 from tests.support.running import ROOT, sidecar_process
@@ -111,16 +113,32 @@ def test_inspect_tells_what_a_file_is(tmp_path: Path) -> None:
     assert run("inspect", str(tmp_path)).returncode == 2
 
 
-def test_output_that_cannot_be_written(tmp_path: Path) -> None:
-    """A full disk is a line, not a traceback."""
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("> /dev/full", "sidecar: [Errno 28] No space left on device\n"),
+        ("| true", ""),
+        (">&-", ""),
+    ],
+)
+def test_output_that_cannot_be_written(
+    where: str, said: str, buffered: bool, tmp_path: Path
+) -> None:
+    """A full disk is a line, not a traceback; a reader that has enough is none."""
     (tmp_path / "a.json").write_bytes(message(USAGE))
-    command = f"{sys.executable} -m sidecar inspect {tmp_path}/a.json > /dev/full"
+    inspect = f"{sys.executable} -m sidecar inspect {tmp_path}/a.json"
     done = subprocess.run(
-        ["sh", "-c", command], check=False, cwd=ROOT, capture_output=True, text=True, timeout=30
+        ["sh", "-c", f"{{ {inspect}; echo $? > {tmp_path}/code; }} {where}"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | ({} if buffered else {"PYTHONUNBUFFERED": "1"}),
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("sidecar: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "code").read_text() == ("0\n" if where == ">&-" else "1\n")
+    assert done.stderr == said
 
 
 def test_wrong_usage_ends_with_2(tmp_path: Path) -> None:
