@@ -15,6 +15,8 @@ __all__ = ["SHORTEST", "minimum_of"]
 
 SHORTEST = 512
 """Opus 5, Fable 5 and Mythos 5 (of platform.claude.com, prompt caching)."""
+_MAX_NAME_CHARS = 200
+"""So much of a name is looked at: a client can make up one of a megabyte."""
 _MINIMUMS = (
     # Of platform.claude.com, prompt caching: quotations agree.
     (re.compile(r"opus-4[-.][56](?!\d)|haiku-4[-.]5|mythos-preview"), 4096),
@@ -40,6 +42,6 @@ def minimum_of(*names: str) -> int:
     """
     for name in names:
         for pattern, tokens in _MINIMUMS:
-            if pattern.search(name):
+            if pattern.search(name, 0, _MAX_NAME_CHARS):
                 return tokens
     return SHORTEST

@@ -51,3 +51,9 @@ def test_the_first_name_that_tells_decides() -> None:
     """An alias says nothing; the deployment's own name is asked first."""
     assert minimum_of("fast", "claude-opus-4-5") == 4096
     assert minimum_of("claude-sonnet-4-5", "claude-opus-4-5") == 1024
+
+
+def test_names_are_looked_at_up_to_a_length() -> None:
+    """Who makes up one of a megabyte does not hold up the loop with it."""
+    assert minimum_of("x" * 200 + "claude-opus-4-5") == SHORTEST
+    assert minimum_of("x" * 185 + "claude-opus-4-5" + "x" * 1_000_000) == 4096
