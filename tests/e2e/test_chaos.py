@@ -18,7 +18,7 @@ from bench.chaos.run import Report, run
 from tests.support.prometheus import find_prometheus
 from tests.support.requirements import require
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 _EXCHANGES = 3000
 _SEED = 20
