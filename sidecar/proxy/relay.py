@@ -12,7 +12,7 @@ what the upstream sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
@@ -56,6 +56,8 @@ _Pairs = list[tuple[bytes, bytes]]
 _NO_FACTS = RequestFacts()
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
+_CATCH_UP_S = 0.005
+"""So long the loop may be held where an answer has come before its request was read."""
 
 
 class _ClientLeftError(Exception):
@@ -114,7 +116,8 @@ class Relay:
 class _Exchange:
     """One request and its answer."""
 
-    # On the class, so that they cost nothing where nothing is rewritten.
+    # On the class, so that they cost nothing where there is none.
+    _reading: Iterator[None] | None = None
     _transformer: Transformer | None = None
     _rewrite: Rewrite | None = None
 
@@ -242,19 +245,22 @@ class _Exchange:
         """Read a piece of the request's body, in steps between which the loop runs."""
         if self._reader is None:
             return
+        self._reading = reading = _steps(self._reader, piece, last)
         try:
-            for start in range(0, len(piece), _STEP_BYTES):
-                self._reader.feed(piece[start : start + _STEP_BYTES])
-                if start + _STEP_BYTES < len(piece):
-                    await asyncio.sleep(0)
-            if last:
-                for _ in self._reader.finish():
-                    await asyncio.sleep(0)
+            for _ in reading:
+                await asyncio.sleep(0)
         except Exception as exc:
             self._reader_failed(exc)
+        self._reading = None
 
     def _facts(self) -> RequestFacts:
         """Say what was asked for, as far as it is known."""
+        if self._reading is not None:
+            # The answer was quick: what has come of the request is read now.
+            until = perf_counter() + _CATCH_UP_S
+            for _ in self._reading:
+                if perf_counter() > until:
+                    break
         facts = _NO_FACTS if self._reader is None else self._reader.facts()
         model = self._info.model
         return facts if model is None else facts._replace(model=model)
@@ -586,6 +592,16 @@ class _RequestBody:
             self._left -= len(piece)
             if self._left < 0:
                 raise _RefusedError(RefusalReason.REQUEST_TOO_LARGE)
+
+
+def _steps(reader: RequestReader, piece: bytes, last: bool) -> Iterator[None]:
+    """Read a piece of a request's body in steps that do not hold the loop for long."""
+    for start in range(0, len(piece), _STEP_BYTES):
+        reader.feed(piece[start : start + _STEP_BYTES])
+        if start + _STEP_BYTES < len(piece):
+            yield
+    if last:
+        yield from reader.finish()
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

@@ -10,7 +10,7 @@ import itertools
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import quote
 
 import brotli
@@ -25,7 +25,9 @@ from sidecar.exchange import (
     RequestFacts,
     Route,
     Status,
+    Tap,
 )
+from sidecar.observe.tap import tap_for
 from tests.support.bodies import event, stream
 from tests.support.running import running, until
 from tests.support.wire import Answer, Received, ask, connected, read_answer, upstream
@@ -856,6 +858,63 @@ async def test_broken_accounts_change_no_byte(
         assert (answer.complete, answer.body) == (True, STREAM)
         assert side.value("litellm_sidecar_internal_errors_total", room="account") == 1
         assert side.value("litellm_sidecar_http_requests_in_flight") == in_flight
+
+
+class Slow:
+    """An observer whose reader of requests takes many steps to know the model.
+
+    Args:
+        steps: how many; None for ever more.
+        fails: whether it fails at their end.
+    """
+
+    def __init__(self, steps: int | None, *, fails: bool = False) -> None:
+        self._steps = steps
+        self._fails = fails
+        self._facts = RequestFacts()
+
+    def read_request(self, route: Route, dialect: Dialect, headers: RawHeaders) -> Slow:
+        return Slow(self._steps, fails=self._fails)
+
+    def tap(self, dialect: Dialect, status_code: int, headers: RawHeaders) -> Tap:
+        return tap_for(dialect, status_code, headers)
+
+    def feed(self, chunk: bytes) -> None:
+        pass
+
+    def finish(self) -> Iterator[None]:
+        for _ in itertools.count() if self._steps is None else range(self._steps):
+            yield
+        if self._fails:
+            raise RuntimeError("the last step")
+        self._facts = RequestFacts(model="asked")
+
+    def facts(self) -> RequestFacts:
+        return self._facts
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+@pytest.mark.parametrize(
+    ("slow", "model", "failed"),
+    [
+        pytest.param(Slow(10_000), "asked", 0, id="many steps"),
+        pytest.param(Slow(None), "unknown", 0, id="no end"),
+        pytest.param(Slow(10_000, fails=True), "unknown", 1, id="a failure"),
+    ],
+)
+async def test_answer_that_comes_before_its_request_is_read(
+    slow: Slow, model: str, failed: int, rewritten: bool
+) -> None:
+    """What is left to read is read then; the answer waits no longer for it than a moment."""
+    body = b" " * 70_000  # more than is read in one go
+    raw = get(b"/v1/messages", b"Content-Length: %d" % len(body), method=b"POST") + body
+    up_ = upstream(response(STREAM, b"200 OK", SSE_TYPE))
+    rewrite = "openai" if rewritten else "off"
+    async with up_ as up, running(up.url, observer=slow, rewrite_usage=rewrite) as side:
+        answer = await ask(side.host, raw)
+        assert answer.complete
+        assert side.value("litellm_sidecar_output_tokens_total", model=model) == 16
+        assert side.value("litellm_sidecar_internal_errors_total", room="observe") == failed
 
 
 async def test_model_in_the_path_is_the_one_that_was_asked_for() -> None:
