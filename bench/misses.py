@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from tests.support.process import ManagedProcess, free_port
 __all__ = ["main", "request"]
 
 _ROOT = Path(__file__).resolve().parents[1]
-_CONNECTIONS = 8
+_CONNECTIONS = 16
+_WAIT_MS = 20
+"""An answer comes up to so much later: a provider's never comes before its request is read."""
 _SIZES = (1, 10, 100)
 _BOUNDS = {"off": 1.10, "on": 1.20}
 _SOURCE = (
@@ -147,7 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"| request | {' | '.join(sides)} | ratios to {base} |\n|{' --- |' * (len(sides) + 2)}")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        upstream_port, _ = stack.enter_context(upstream(bodies.message(), directory))
+        answer = bodies.message()
+        # Nothing first, and then the answer, as the upstream's clock has it.
+        later = replace(answer, frames=(b"", *answer.frames))
+        upstream_port, _ = stack.enter_context(upstream(later, directory, _WAIT_MS))
         running = {
             name: stack.enter_context(_sidecar(*side, upstream_port, directory / name))
             for name, side in sides.items()

@@ -48,6 +48,14 @@ def members(group: int) -> list[str]:
     return found
 
 
+def wait_for_the_end(groups: list[int]) -> None:
+    """What was killed ends when the kernel comes to it."""
+    deadline = time.monotonic() + 10
+    while any(map(members, groups)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are read through Linux's /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_outlives_the_tests(tmp_path: Path, number: signal.Signals) -> None:
@@ -63,10 +71,7 @@ def test_no_process_outlives_the_tests(tmp_path: Path, number: signal.Signals) -
         running = [group for group in groups if members(group)]
         starter.send_signal(number)
     assert running == [groups[0], groups[2]]
-    deadline = time.monotonic() + 10
-    while any(map(members, groups)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_the_end(groups)
 
 
 def test_a_process_is_ended_with_its_children(tmp_path: Path) -> None:
@@ -78,7 +83,7 @@ def test_a_process_is_ended_with_its_children(tmp_path: Path) -> None:
         environment=dict(os.environ),
     )
     process.stop()
-    assert members(process.pid) == []
+    wait_for_the_end([process.pid])
 
 
 @pytest.mark.parametrize(
