@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from sidecar.account.miss_series import MissSeries
 from sidecar.account.rates import Cost
@@ -126,28 +126,20 @@ class _Answer(NamedTuple):
 EntryT = TypeVar("EntryT")
 
 
-class _Recent(Generic[EntryT]):
+class _Recent(OrderedDict[int, EntryT]):
     """A table whose least recently used entries leave."""
 
-    __slots__ = ("_bound", "_entries")
+    __slots__ = ("_bound",)
 
     def __init__(self, bound: int) -> None:
+        super().__init__()
         self._bound = bound
-        self._entries: OrderedDict[int, EntryT] = OrderedDict()
-
-    def get(self, key: int) -> EntryT | None:
-        return self._entries.get(key)
 
     def put(self, key: int, entry: EntryT) -> EntryT | None:
         """Take an entry, or take notice of its use; returns what had to leave."""
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._bound:
-            return self._entries.popitem(last=False)[1]
-        return None
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        self[key] = entry
+        self.move_to_end(key)
+        return self.popitem(last=False)[1] if len(self) > self._bound else None
 
 
 class MissTracker:
@@ -265,8 +257,10 @@ class MissTracker:
 
     def _uses(self, place: int, answer: _Answer) -> list[_Use]:
         """Find a prefix where it could be read when a request began; its own deployment first."""
-        found = []
         use = self._prefixes.get(place)
+        if use is None or use.next is None:
+            return [use] if use is not None and use.since <= answer.began else []
+        found = []
         while use is not None:
             if use.since <= answer.began:
                 found.append(use)
@@ -339,13 +333,16 @@ class MissTracker:
         for name in self._names(prefix, scope):
             self._told.put(name, told)
         group = hash(scope)
-        known: list[_Told] = []
-        others: list[_Told] = []
-        for each in self._beginnings.get(group) or ():
-            same = each.tools == tools and each.system == system
-            (known if same else others).append(each)
-        # It was there from the first time on.
-        self._beginnings.put(group, [*(known or [told]), *others][:_MAX_BEGINNINGS])
+        beginnings = self._beginnings.get(group) or []
+        at = 0
+        for each in beginnings:
+            if each.tools == tools and each.system == system:
+                told = each  # it was there from the first time on
+                break
+            at += 1
+        if at or not beginnings:
+            beginnings = [told, *beginnings[:at], *beginnings[at + 1 :]][:_MAX_BEGINNINGS]
+        self._beginnings.put(group, beginnings)
 
     def _read(self, answer: _Answer, read: int) -> None:
         """Take notice that so many tokens were read."""
@@ -366,9 +363,12 @@ class MissTracker:
         found.used = max(found.used, answer.began)
         self._cover(found, read)
         for key in answer.keys:
-            for use in self._uses(key, answer):
-                if use.deployment == found.deployment and use.alive(answer.began):
+            use = self._prefixes.get(key)
+            while use is not None:
+                here = use.deployment == found.deployment
+                if use.unread and here and use.since <= answer.began < use.used + use.ttl_s:
                     self._cover(use, read)
+                use = use.next
 
     def _cover(self, use: _Use, read: int) -> None:
         """Take what was read of a prefix from what was written and not read."""
@@ -438,11 +438,14 @@ class MissTracker:
                 if each is last and unread:
                     use.tokens, use.exact, use.unread = tokens, exact, unread
             assert first is not None  # it is `use`, or came before
-            self._evict(self._prefixes.put(key, first))
+            evicted = self._prefixes.put(key, first)
+            if evicted is not None:
+                self._evict(evicted)
 
-    def _evict(self, use: _Use | None) -> None:
+    def _evict(self, first: _Use) -> None:
         """Let go of a prefix. What was written with it can no longer be said to be unread."""
         now = self._clock()
+        use: _Use | None = first
         while use is not None:
             if use.alive(now):
                 self._evicted.value += 1
