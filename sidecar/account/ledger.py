@@ -496,8 +496,8 @@ class Ledger:
         if verdict is not NOTHING and series.misses is not None:
             if verdict.reason is not None:
                 series.misses.reasons[verdict.reason].value += 1
-            for part in verdict.unread:
-                part.series = series.misses
+            if verdict.written is not None:
+                verdict.written.series = series.misses
         if series.compat is not None:
             series.compat.add(usage, outcome)
 

@@ -6,13 +6,15 @@ whose least recently used entries leave. A hash is the interpreter's own of 64 b
 of its process (SipHash), over a salted digest of 128: nothing of a prompt can be found out from it.
 
 Nothing here reads a clock but through the one that it is given, waits, or does more for one
-answer than a few dozen look-ups.
+answer than a few dozen look-ups. What was read needs no reason at once: hits are put by and gone
+through some at a time, before the next miss at the latest, which costs half of what it does to
+take each when it comes, with other work's code and data in the processor's caches.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -29,7 +31,7 @@ from sidecar.exchange import (
     header,
 )
 
-__all__ = ["NOTHING", "MissTracker", "Unread", "Verdict"]
+__all__ = ["NOTHING", "MissTracker", "Verdict", "Written"]
 
 _LOOK_BACK_MESSAGES = 20
 """Providers look back so many blocks from a breakpoint, and a message has at least one."""
@@ -42,25 +44,38 @@ _MAX_DEPLOYMENTS = 4
 _MAX_BEGINNINGS = 4
 """How many pairs of tools and system prompt are remembered of one key and model."""
 _MAX_SWEPT = 2000
+_MAX_HITS = 32
+"""So many are put by: 0.3 ms of work."""
 _BYTES_PER_TOKEN = 4
 """Of text, about."""
 _TTLS = ((3600, "1h"), (300, "5m"))
 
 
-class Unread:
+class Written:
+    """What an answer wrote. Whoever counts the answer tells it the series."""
+
+    __slots__ = ("series",)
+
+    def __init__(self) -> None:
+        self.series: MissSeries | None = None
+        """Where it is counted if nobody reads it; None until the owner is known."""
+
+
+class _Unread:
     """Tokens that were written and not yet read: those after `low`, up to `high`."""
 
-    __slots__ = ("expires", "high", "low", "premium", "series", "ttl")
+    __slots__ = ("expires", "high", "low", "premium", "ttl", "written")
 
-    def __init__(self, low: int, high: int, ttl: str, expires: float, premium: int) -> None:
+    def __init__(
+        self, written: Written, low: int, high: int, ttl: str, expires: float, premium: int
+    ) -> None:
+        self.written = written
         self.low = low
         self.high = high
         self.ttl = ttl
         self.expires = expires
         self.premium = premium
         """Attodollars for one token."""
-        self.series: MissSeries | None = None
-        """Where they are counted if nobody reads them; None until the owner is known."""
 
 
 class Verdict(NamedTuple):
@@ -68,8 +83,8 @@ class Verdict(NamedTuple):
 
     reason: MissReason | None = None
     """Why nothing was read; None for an answer that is no miss."""
-    unread: tuple[Unread, ...] = ()
-    """What it wrote. Whoever counts the answer tells them their series."""
+    written: Written | None = None
+    """What it wrote; None if that is nothing."""
 
 
 NOTHING = Verdict()
@@ -90,7 +105,7 @@ class _Use:
         self.tokens = 0
         self.exact = False
         """Whether the tokens were said, or reckoned by their share of bytes."""
-        self.unread: tuple[Unread, ...] = ()
+        self.unread: tuple[_Unread, ...] = ()
         self.next: _Use | None = None
         """The same prefix at another deployment."""
 
@@ -110,6 +125,24 @@ class _Told(NamedTuple):
 
 
 class _Answer(NamedTuple):
+    """What is remembered of an answer until it is looked at."""
+
+    prefix: Prefix
+    model: str | None
+    """The model that was asked for."""
+    key_hash: str | None
+    deployment: bytes | None
+    began: float
+    since: float
+    """When what it wrote could be read."""
+    outcome: Outcome
+    usage: Usage
+    minimum: int
+    cost: Cost | None
+    written: Written | None
+
+
+class _Look(NamedTuple):
     """What is needed of an answer, for as long as it is looked at."""
 
     prefix: Prefix
@@ -120,7 +153,6 @@ class _Answer(NamedTuple):
     deployment: str
     began: float
     since: float
-    """When what it wrote could be read."""
 
 
 EntryT = TypeVar("EntryT")
@@ -156,12 +188,13 @@ class MissTracker:
     ) -> None:
         self._clock = clock
         self._evicted = evicted
+        self._hits: deque[_Answer] = deque()
         self._prefixes: _Recent[_Use] = _Recent(_PREFIXES * max_conversations)
         self._told: _Recent[_Told] = _Recent(2 * max_conversations)
         self._beginnings: _Recent[list[_Told]] = _Recent(max_conversations)
         self._max_unread = 2 * max_conversations
         # In the order of their writing, so that what is first expires first.
-        self._unread: dict[str, OrderedDict[Unread, None]] = {
+        self._unread: dict[str, OrderedDict[_Unread, None]] = {
             ttl: OrderedDict() for _, ttl in _TTLS
         }
 
@@ -181,52 +214,84 @@ class MissTracker:
             minimum: how many tokens a prefix must have for the model to keep it.
             cost: None where no price is known.
         """
-        missed = outcome is Outcome.WRITE or outcome is Outcome.NOT_CACHED
-        if not missed and outcome is not Outcome.HIT:
+        hit = outcome is Outcome.HIT
+        if not hit and outcome is not Outcome.WRITE and outcome is not Outcome.NOT_CACHED:
             return NOTHING
-        usage, prefix = observation.usage, exchange.facts.prefix
-        prompt = sum(usage.input_classes())
-        # Where writes are not reported, they are not known to have failed either.
-        nothing_kept = outcome is Outcome.NOT_CACHED and usage.writes_reported
-        if prefix is None:
-            if not missed:
+        usage, facts = observation.usage, exchange.facts
+        if facts.prefix is None:
+            if hit:
                 return NOTHING
-            short = outcome is Outcome.NOT_CACHED and prompt < minimum
+            short = outcome is Outcome.NOT_CACHED and sum(usage.input_classes()) < minimum
             return Verdict(MissReason.TOO_SHORT if short else MissReason.UNKNOWN)
+        began = self._clock() - exchange.duration_s
+        first_byte_s = exchange.first_byte_s
+        written = Written() if usage.write_tokens else None
+        answer = _Answer(
+            facts.prefix,
+            facts.model,
+            key_hash,
+            header(exchange.response_headers, b"x-litellm-model-id"),
+            began,
+            began + (exchange.duration_s if first_byte_s is None else first_byte_s),
+            outcome,
+            usage,
+            minimum,
+            cost,
+            written,
+        )
+        if not hit:
+            self._catch_up()
+            return Verdict(self._take(answer), written)
+        self._hits.append(answer)
+        if len(self._hits) >= _MAX_HITS:
+            self._catch_up()
+        return NOTHING if written is None else Verdict(None, written)
+
+    def _catch_up(self) -> None:
+        """Go through the hits that were put by."""
+        hits = self._hits
+        while hits:
+            self._take(hits.popleft())
+
+    def _take(self, answer: _Answer) -> MissReason | None:
+        """Say why an answer read nothing, if it did not, and remember what it wrote and read."""
+        prefix, usage, minimum = answer.prefix, answer.usage, answer.minimum
+        prompt = sum(usage.input_classes())
         kept = usage.read_tokens + usage.write_tokens
         if kept and usage.writes_reported:
             prefix = _as_far_as_kept(prefix, prompt, kept)
         last = prefix.breakpoints[-1]
         if not usage.writes_reported or not kept:
             kept = prompt * last.size // (prefix.size or 1)
-        if outcome is Outcome.NOT_CACHED and kept < minimum:
-            return Verdict(MissReason.TOO_SHORT)
-        began = self._clock() - exchange.duration_s
-        first_byte_s = exchange.first_byte_s
-        scope = b"p" + (exchange.facts.model or "").encode("utf-8", "replace") + b"\0"
-        answer = _Answer(
+        not_cached = answer.outcome is Outcome.NOT_CACHED
+        if not_cached and kept < minimum:
+            return MissReason.TOO_SHORT
+        scope = b"p" + (answer.model or "").encode("utf-8", "replace") + b"\0"
+        look = _Look(
             prefix,
             tuple([hash(scope + each.digest) for each in prefix.breakpoints]),
             scope,
-            sys.intern(_deployment(exchange)),
-            began,
-            began + (exchange.duration_s if first_byte_s is None else first_byte_s),
+            sys.intern((answer.deployment or b"").decode("latin-1")),
+            answer.began,
+            answer.since,
         )
-        scope = b"c" + (key_hash or "").encode() + scope
-        if nothing_kept:
-            return Verdict(self._seen(answer) or MissReason.UNKNOWN)
+        # Where writes are not reported, they are not known to have failed either.
+        if not_cached and usage.writes_reported:
+            return self._seen(look) or MissReason.UNKNOWN
+        scope = b"c" + (answer.key_hash or "").encode() + scope
         reason = None
-        if missed:
-            reason = self._seen(answer) or self._compared(answer, scope)
+        if answer.outcome is Outcome.HIT:
+            self._read(look, usage.read_tokens)
         else:
-            self._read(answer, usage.read_tokens)
-        unread = self._written(answer, usage, cost)
-        self._note(answer, kept, minimum, unread, exact=usage.writes_reported)
-        self._tell(answer, scope)
-        return Verdict(reason, unread)
+            reason = self._seen(look) or self._compared(look, scope)
+        unread = self._written(answer, last.ttl_s) if answer.written is not None else ()
+        self._note(look, kept, minimum, unread, exact=usage.writes_reported)
+        self._tell(look, scope)
+        return reason
 
     def sweep(self) -> None:
         """Count what has expired unread. For once a second."""
+        self._catch_up()
         now = self._clock()
         for ttl, unread in self._unread.items():
             for _ in range(min(_MAX_SWEPT, len(unread))):
@@ -234,14 +299,15 @@ class MissTracker:
                 if first.expires > now:
                     break
                 del unread[first]
-                if first.series is not None:
-                    first.series.lose(ttl, first.high - first.low, first.premium)
+                series = first.written.series
+                if series is not None:
+                    series.lose(ttl, first.high - first.low, first.premium)
 
-    def _places(self, answer: _Answer) -> Iterator[int]:
+    def _places(self, look: _Look) -> Iterator[int]:
         """Name the prefixes that the provider looks for, the longest first."""
-        prefix, scope = answer.prefix, answer.scope
+        prefix, scope = look.prefix, look.scope
         last = prefix.breakpoints[-1]
-        yield answer.keys[-1]
+        yield look.keys[-1]
         before = prefix.tools + prefix.system
         ends = prefix.messages
         # Where the last breakpoint is at a message's end, that one was named already.
@@ -250,43 +316,43 @@ class MissTracker:
             whole -= 1
         for count in range(whole, max(0, whole - _LOOK_BACK_MESSAGES), -1):
             yield hash(scope + before + ends[16 * (count - 1) : 16 * count])
-        yield from reversed(answer.keys[:-1])
+        yield from reversed(look.keys[:-1])
         if last.digest != before:
             yield hash(scope + before)
         yield hash(scope + prefix.tools)
 
-    def _uses(self, place: int, answer: _Answer) -> list[_Use]:
+    def _uses(self, place: int, look: _Look) -> list[_Use]:
         """Find a prefix where it could be read when a request began; its own deployment first."""
         use = self._prefixes.get(place)
         if use is None or use.next is None:
-            return [use] if use is not None and use.since <= answer.began else []
+            return [use] if use is not None and use.since <= look.began else []
         found = []
         while use is not None:
-            if use.since <= answer.began:
+            if use.since <= look.began:
                 found.append(use)
             use = use.next
-        found.sort(key=lambda use: use.deployment != answer.deployment)
+        found.sort(key=lambda use: use.deployment != look.deployment)
         return found
 
-    def _seen(self, answer: _Answer) -> MissReason | None:
+    def _seen(self, look: _Look) -> MissReason | None:
         """Say what the longest prefix that was seen here tells; None if none was."""
-        for place in self._places(answer):
-            uses = self._uses(place, answer)
+        for place in self._places(look):
+            uses = self._uses(place, look)
             if not uses:
                 continue
-            alive = next((use for use in uses if use.alive(answer.began)), None)
+            alive = next((use for use in uses if use.alive(look.began)), None)
             if alive is None:
                 return MissReason.EXPIRED
-            here = alive.deployment == answer.deployment
+            here = alive.deployment == look.deployment
             return MissReason.UNKNOWN if here else MissReason.OTHER_DEPLOYMENT
         return None
 
-    def _compared(self, answer: _Answer, scope: bytes) -> MissReason:
+    def _compared(self, look: _Look, scope: bytes) -> MissReason:
         """Compare with the last prompt of the same conversation, or of the same key and model."""
-        prefix = answer.prefix
+        prefix = look.prefix
         tools, system = self._sections(prefix)
         for told in self._conversation(prefix, scope):
-            if told.since > answer.began:
+            if told.since > look.began:
                 continue
             if told.tools != tools:
                 return MissReason.CHANGED_TOOLS
@@ -296,7 +362,7 @@ class MissTracker:
                 return MissReason.CHANGED_MESSAGES
             return MissReason.UNKNOWN
         beginnings = self._beginnings.get(hash(scope)) or []
-        earlier = [told for told in beginnings if told.since <= answer.began]
+        earlier = [told for told in beginnings if told.since <= look.began]
         if not earlier or any(told.tools == tools and told.system == system for told in earlier):
             return MissReason.NOT_SEEN_HERE
         if any(told.tools == tools for told in earlier):
@@ -324,12 +390,12 @@ class MissTracker:
         if prefix.second:
             yield hash(scope + b"2" + prefix.second)
 
-    def _tell(self, answer: _Answer, scope: bytes) -> None:
+    def _tell(self, look: _Look, scope: bytes) -> None:
         """Remember what a prompt began with."""
-        prefix = answer.prefix
+        prefix = look.prefix
         tools, system = self._sections(prefix)
         count = prefix.breakpoints[-1].messages
-        told = _Told(tools, system, count, self._messages(prefix, count), answer.since)
+        told = _Told(tools, system, count, self._messages(prefix, count), look.since)
         for name in self._names(prefix, scope):
             self._told.put(name, told)
         group = hash(scope)
@@ -344,13 +410,13 @@ class MissTracker:
             beginnings = [told, *beginnings[:at], *beginnings[at + 1 :]][:_MAX_BEGINNINGS]
         self._beginnings.put(group, beginnings)
 
-    def _read(self, answer: _Answer, read: int) -> None:
+    def _read(self, look: _Look, read: int) -> None:
         """Take notice that so many tokens were read."""
         found: _Use | None = None
         elsewhere: _Use | None = None
-        for place in self._places(answer):
-            uses = [use for use in self._uses(place, answer) if use.alive(answer.began)]
-            if uses and uses[0].deployment == answer.deployment:
+        for place in self._places(look):
+            uses = [use for use in self._uses(place, look) if use.alive(look.began)]
+            if uses and uses[0].deployment == look.deployment:
                 found = uses[0]
                 break
             if uses and elsewhere is None:
@@ -360,13 +426,13 @@ class MissTracker:
             return
         if not found.exact:
             found.tokens, found.exact = read, True
-        found.used = max(found.used, answer.began)
+        found.used = max(found.used, look.began)
         self._cover(found, read)
-        for key in answer.keys:
+        for key in look.keys:
             use = self._prefixes.get(key)
             while use is not None:
                 here = use.deployment == found.deployment
-                if use.unread and here and use.since <= answer.began < use.used + use.ttl_s:
+                if use.unread and here and use.since <= look.began < use.used + use.ttl_s:
                     self._cover(use, read)
                 use = use.next
 
@@ -379,25 +445,32 @@ class MissTracker:
                 if part.low == part.high:
                     self._unread[part.ttl].pop(part, None)
 
-    def _written(self, answer: _Answer, usage: Usage, cost: Cost | None) -> tuple[Unread, ...]:
-        """Note what was written, by how long it is kept."""
+    def _written(self, answer: _Answer, asked_s: int) -> tuple[_Unread, ...]:
+        """Note what was written, by how long it is kept.
+
+        Args:
+            asked_s: the TTL that the request asked for; 0 where it did not ask.
+        """
+        usage, cost, written = answer.usage, answer.cost, answer.written
+        assert written is not None
         _, read, write_5m, write_1h, rest = usage.input_classes()
         premium_5m, premium_1h, premium_rest = cost.write_premiums if cost else (0, 0, 0)
         if rest:
             # Not said: what the request asked for, if it asked.
-            ttl_s = answer.prefix.breakpoints[-1].ttl_s
-            if ttl_s == 3600:
+            if asked_s == 3600:
                 write_1h, premium_1h = write_1h + rest, premium_1h + premium_rest
-            elif ttl_s:
+            elif asked_s:
                 write_5m, premium_5m = write_5m + rest, premium_5m + premium_rest
-        made: list[Unread] = []
+        made: list[_Unread] = []
         low = read
         # An hour stands before five minutes in a prompt.
         for (ttl_s, ttl), tokens, premium in zip(
             _TTLS, (write_1h, write_5m), (premium_1h, premium_5m), strict=True
         ):
             if tokens:
-                part = Unread(low, low + tokens, ttl, answer.began + ttl_s, premium // tokens)
+                part = _Unread(
+                    written, low, low + tokens, ttl, answer.began + ttl_s, premium // tokens
+                )
                 low += tokens
                 made.append(part)
                 unread = self._unread[ttl]
@@ -408,7 +481,7 @@ class MissTracker:
         return tuple(made)
 
     def _note(
-        self, answer: _Answer, kept: int, minimum: int, unread: tuple[Unread, ...], *, exact: bool
+        self, look: _Look, kept: int, minimum: int, unread: tuple[_Unread, ...], *, exact: bool
     ) -> None:
         """Remember a request's prefixes: they were written or read just now.
 
@@ -416,8 +489,8 @@ class MissTracker:
             kept: tokens up to the last breakpoint.
             exact: whether these were said.
         """
-        last = answer.prefix.breakpoints[-1]
-        for key, each in zip(answer.keys, answer.prefix.breakpoints, strict=True):
+        last = look.prefix.breakpoints[-1]
+        for key, each in zip(look.keys, look.prefix.breakpoints, strict=True):
             # What comes later may have images, which are many bytes and few tokens.
             share = kept * each.size // (last.size or 1)
             tokens = max(share, min(kept, each.size // _BYTES_PER_TOKEN))
@@ -427,14 +500,14 @@ class MissTracker:
                 continue
             first = self._prefixes.get(key)
             use = first
-            while use is not None and use.deployment != answer.deployment:
+            while use is not None and use.deployment != look.deployment:
                 use = use.next
-            if use is None or not use.alive(answer.began):
-                use = _Use(answer.deployment, answer.since, answer.began, each.ttl_s or _TTL_S)
+            if use is None or not use.alive(look.began):
+                use = _Use(look.deployment, look.since, look.began, each.ttl_s or _TTL_S)
                 use.tokens, use.exact, use.unread = tokens, exact and each is last, unread
                 first = _chained(use, first)
             else:
-                use.used = max(use.used, answer.began)
+                use.used = max(use.used, look.began)
                 if each is last and unread:
                     use.tokens, use.exact, use.unread = tokens, exact, unread
             assert first is not None  # it is `use`, or came before
@@ -478,7 +551,3 @@ def _as_far_as_kept(prefix: Prefix, prompt: int, kept: int) -> Prefix:
     if 2 * (prompt - kept) < behind:
         return prefix
     return prefix._replace(breakpoints=tuple(before))
-
-
-def _deployment(exchange: Exchange) -> str:
-    return (header(exchange.response_headers, b"x-litellm-model-id") or b"").decode("latin-1")
