@@ -12,6 +12,8 @@ what the upstream sent.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import perf_counter
 
@@ -58,6 +60,11 @@ _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
 _CATCH_UP_S = 0.005
 """So long the loop may be held where an answer has come before its request was read."""
+_READ_AFTER_S = 0.01
+"""Requests wait so long to be read together: models take longer, and with other work in between
+each would find the processor's caches without the reader's code, which doubles its cost."""
+_READ_S = 0.0005
+"""So long the loop is held to read them."""
 
 
 class _ClientLeftError(Exception):
@@ -70,6 +77,32 @@ class _RefusedError(Exception):
     def __init__(self, reason: RefusalReason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class _Readings:
+    """Reads requests some at a time, while the upstream works on them."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Exchange] = deque()
+        self._awaited = False
+
+    def add(self, exchange: _Exchange) -> None:
+        """Have a request read soon, or later by whoever has to know what it asks for."""
+        self._waiting.append(exchange)
+        if not self._awaited:
+            self._awaited = True
+            asyncio.get_running_loop().call_later(_READ_AFTER_S, self._read)
+
+    def _read(self) -> None:
+        until = perf_counter() + _READ_S
+        waiting = self._waiting
+        while waiting:
+            if perf_counter() > until:
+                asyncio.get_running_loop().call_soon(self._read)
+                return
+            if waiting[0].read_until(until):
+                waiting.popleft()
+        self._awaited = False
 
 
 class Relay:
@@ -103,6 +136,7 @@ class Relay:
         self.rewriting = rewriting
         self.max_request_body_bytes = max_request_body_bytes
         self.capacity = capacity or Capacity()
+        self.readings = _Readings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -228,39 +262,43 @@ class _Exchange:
         self._response = await relay.upstream.open(self._method, self._client.target, headers, body)
         self._first_byte_s = perf_counter() - self._began
 
-    def read_now(self, piece: bytes, last: bool) -> None:
-        """Read a short piece of the request's body."""
-        reader = self._reader
-        if reader is None:
-            return
-        try:
-            reader.feed(piece)
-            if last:
-                for _ in reader.finish():
-                    pass
-        except Exception as exc:
-            self._reader_failed(exc)
+    def read_first(self, piece: bytes, last: bool) -> None:
+        """Have the beginning of a body read, or all of a short one."""
+        if self._reader is not None:
+            self._reading = _steps(self._reader, piece, last)
+            self._relay.readings.add(self)
 
-    async def read_later(self, piece: bytes, *, last: bool) -> None:
-        """Read a piece of the request's body, in steps between which the loop runs."""
+    async def read_next(self, piece: bytes, *, last: bool) -> None:
+        """Read a further piece, in steps between which the loop runs; have its end read soon."""
         if self._reader is None:
             return
-        self._reading = reading = _steps(self._reader, piece, last)
+        before = () if self._reading is None else self._reading
+        self._reading = itertools.chain(before, _steps(self._reader, piece, False))
         try:
-            for _ in reading:
+            for _ in self._reading:
                 await asyncio.sleep(0)
         except Exception as exc:
             self._reader_failed(exc)
+        if last and self._reader is not None:
+            self._reading = self._reader.finish()
+            self._relay.readings.add(self)
+
+    def read_until(self, until: float) -> bool:
+        """Read for so long; returns whether all that has come is read."""
+        try:
+            for _ in self._reading or ():
+                if perf_counter() > until:
+                    return False
+        except Exception as exc:
+            self._reader_failed(exc)
         self._reading = None
+        return True
 
     def _facts(self) -> RequestFacts:
         """Say what was asked for, as far as it is known."""
         if self._reading is not None:
             # The answer was quick: what has come of the request is read now.
-            until = perf_counter() + _CATCH_UP_S
-            for _ in self._reading:
-                if perf_counter() > until:
-                    break
+            self.read_until(perf_counter() + _CATCH_UP_S)
         facts = _NO_FACTS if self._reader is None else self._reader.facts()
         model = self._info.model
         return facts if model is None else facts._replace(model=model)
@@ -564,8 +602,7 @@ class _RequestBody:
             self._long_piece = piece
             return b"", True
         self._check(piece)
-        # It goes out first, and is read while the upstream works.
-        asyncio.get_running_loop().call_soon(self._exchange.read_now, piece, not self._more)
+        self._exchange.read_first(piece, not self._more)
         return piece, self._more
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -579,7 +616,7 @@ class _RequestBody:
             if piece:
                 self._check(piece)
                 yield piece
-            await self._exchange.read_later(piece, last=not more)
+            await self._exchange.read_next(piece, last=not more)
             if not more:
                 return
             message = await self._receive()
