@@ -68,6 +68,7 @@ def test_no_process_outlives_the_tests(tmp_path: Path, number: signal.Signals) -
     ) as starter:
         assert starter.stdout is not None
         groups = [int(group) for group in starter.stdout.readline().split()]
+        wait_for_the_end(groups[1:2])
         running = [group for group in groups if members(group)]
         starter.send_signal(number)
     assert running == [groups[0], groups[2]]
