@@ -36,6 +36,8 @@ _LAST_ANSWERS_S = 1.0
 """How long the admin port may take to end."""
 _CANCELLED_TASKS_S = 2.0
 """How long tasks that were cut may take to account for their exchanges."""
+_LOOK_S = 0.02
+"""Between two looks whether all connections have ended."""
 _BACKLOG = 2048
 _ADMIN_LIMITS = Limits(
     max_connections=256,
@@ -56,11 +58,25 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Begin to end."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; uvicorn looks ten times a second whether it has come."""
+        await self._ending.wait()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept what waits to be accepted, and then do what uvicorn does.
+        """Accept what waits to be accepted, and let what runs end.
 
         The kernel resets connections that nobody has accepted when their listener closes; the
-        clients of these take themselves for connected, and may have sent their requests.
+        clients of these take themselves for connected, and may have sent their requests. What
+        uvicorn does here has it wait for a tenth of a second at least.
         """
         loop = asyncio.get_running_loop()
         late = [
@@ -68,9 +84,20 @@ class _Server(uvicorn.Server):
             for listening in sockets or ()
             for accepted in _waiting(listening)
         ]
-        # The first thing that it does is to close the listeners; nothing comes in between.
-        await super().shutdown(sockets)
+        # Nothing comes in between.
+        for server in self.servers:
+            server.close()
+        for listening in sockets or ():
+            listening.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            cast("Edge", connection).shutdown()
         await asyncio.gather(*late, return_exceptions=True)
+        while (state.connections or state.tasks) and not self.force_exit:  # noqa: ASYNC110 - sets
+            await asyncio.sleep(_LOOK_S)
+        if not self.force_exit:
+            for server in self.servers:
+                await server.wait_closed()
 
     def _protocol(self) -> asyncio.Protocol:
         make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
@@ -162,7 +189,7 @@ class Lifecycle:
                 task.cancel()
             await sidecar.aclose()
 
-    async def _drain(self, data: uvicorn.Server, data_task: asyncio.Task[None]) -> None:
+    async def _drain(self, data: _Server, data_task: asyncio.Task[None]) -> None:
         terminated = self._signal is signal.SIGTERM
         self._sidecar.readiness.draining = True
         # Whoever is answered from here on asks elsewhere next.
@@ -180,14 +207,14 @@ class Lifecycle:
 
     async def _end(
         self,
-        server: uvicorn.Server,
+        server: _Server,
         serving: asyncio.Task[None],
         listener: Listener,
         timeout_s: float,
     ) -> set[asyncio.Task[None]]:
         """End a server: let what runs end in its time, and cut the rest; returns what was cut."""
         listener.announcing = listener.closing = True
-        server.should_exit = True
+        server.end()
         await _first(serving, self._now.wait(), asyncio.sleep(timeout_s))
         cut = set(server.server_state.tasks)
         if listener is self._listener:
