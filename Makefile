@@ -23,7 +23,7 @@ TEST_PROCESSES ?= 3
 # Where make has it, what runs beside each other is shown one after the other.
 BESIDE := --no-print-directory --jobs 4 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help demo test unit coverage coverage-observe coverage-others image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-misses bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
+.PHONY: help demo test unit coverage coverage-observe coverage-others image wheels check format site screenshots litellm bench bench-scrape bench-page bench-idle bench-misses bench-hostile bench-tools microbench costs leaks chaos soak faults fuzz audit lock clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ bench-idle: .bench/python/.ready ## Measure the memory that 2,000 idle clients a
 
 bench-misses: .bench/python/.ready ## Measure what it costs to know why caching missed (ARGS=--against=DIR: and another checkout).
 	@$(BENCH_BIN)/python -m bench.misses $(ARGS)
+
+bench-hostile: .bench/python/.ready ## Measure how long a hostile request body can hold up the loop (ARGS: parts of names).
+	@$(BENCH_BIN)/python -m bench.hostile $(ARGS)
 
 image: $(READY) ## Build the image as root with buildah and debootstrap, without a registry; 100 MB above its base at most.
 	$(BIN)/python scripts/image.py

@@ -11,9 +11,11 @@ with atheris.instrument_imports(include=["sidecar"]):
     from sidecar.observe import prefix, request
 
 # So low that an input of a few kilobytes goes past them.
-prefix._MAX_MARKS, prefix._MAX_MESSAGES, prefix._MAX_TEXT = 16, 32, 1024
+prefix._MAX_MARKS, prefix._MAX_MESSAGES, prefix._MAX_TEXT_BYTES = 16, 32, 1024
 prefix._MAX_BRACKETS, prefix._MAX_WALKED_BYTES, prefix._MAX_ENDS = 64, 2048, 16
-request._MAX_KEYS, request._DENSE_STEP_BYTES = 16, 64
+prefix._STEP_MESSAGES, prefix._MAX_MARK_BYTES = 2, 128
+request._MAX_KEYS, request._DENSE_STEP_BYTES, request._STEP_BYTES = 16, 64, 1024
+request._PATIENCE, request._MAX_TOP_VALUES, request._MAX_TOP_QUOTES = 2, 32, 256
 DIALECTS = tuple(Dialect)
 MARK = b',"cache_control":{"type":"ephemeral"}'
 PLAIN = b'{"type":"text","text":"a"'

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import msgspec
@@ -22,33 +22,40 @@ from msgspec import Raw
 from xxhash import xxh3_128, xxh3_128_digest
 
 from sidecar.exchange import Breakpoint, Dialect, Prefix
-from sidecar.observe.members import MemberReader, end_of_item
+from sidecar.observe.members import MemberReader, end_of_item, find_in_windows
 
 __all__ = ["PrefixReader", "Prompt"]
 
 _TTL_S, _LONG_TTL_S = 300, 3600
 _MAX_BREAKPOINTS = 4
 _MAX_MARKS = 1024
-_MAX_OBJECTS = 16 * 1024
+_MAX_OBJECTS = 12 * 1024
 """Of a prompt with more marks or objects nothing is said: to read it would hold up the loop."""
 _COUNTED_FROM_BYTES = 128 * 1024
 """Up to this size a body cannot hold so many that it takes more than a few milliseconds."""
 _MAX_MESSAGES = 2048
-_MAX_TEXT = 256 * 1024
+_STEP_MESSAGES = 256
+"""So many are digested between two chances for the loop to do other work."""
+_MAX_TEXT_BYTES = 256 * 1024
+"""Longest body whose prompt may be a string at its top: that one is decoded."""
 _MAX_BRACKETS = 8192
-_MAX_WALKED_BYTES = 1024 * 1024
+_MAX_WALKED_BYTES = 512 * 1024
 """In parts of no more in all the ends of blocks within are looked for: each bracket may cost a
 step, and each megabyte 3 ms."""
 _TAIL_BYTES = 96
 """Where a mark is nearly always found; for a whole one without blanks 65 are enough."""
 _TELLING_BYTES = 100
 """A second message of so many bytes is not said in two conversations; `yes` is."""
-_MAX_ENDS = 4096
+_MAX_ENDS = 512
+"""What follows a mark from farther is not looked at."""
+_MAX_MARK_BYTES = 512
+"""Longest mark that is seen as one."""
 _MAX_BLANKS = 256
-"""Blanks that are gone through to find the comma before a mark."""
+"""Blanks that are gone through to find the comma before or behind a mark, or a first text."""
 
 _NONE = Raw()
-_ABSENT = (b"", b"null", b"[]")
+_NOTHING = (b"", b"null")
+_ABSENT = (*_NOTHING, b"[]")
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -75,8 +82,8 @@ class _Item(_Message, gc=False):
 class Prompt(msgspec.Struct):
     """What is read of a request, whatever its dialect."""
 
-    model: Any = None
-    stream: Any = None
+    model: Raw = _NONE
+    stream: Raw = _NONE
     cache_control: Raw = _NONE
 
 
@@ -101,13 +108,19 @@ class _Response(Prompt):
     tools: Raw = _NONE
     system: Raw = msgspec.field(default=_NONE, name="instructions")
     messages: str | list[_Item] = msgspec.field(default="", name="input")
-    previous_response_id: Any = None
-    conversation: Any = None
+    previous_response_id: Raw = _NONE
+    conversation: Raw = _NONE
 
     @property
     def elsewhere(self) -> bool:
         """Whether the provider has a part of the prompt already."""
-        return self.previous_response_id is not None or self.conversation is not None
+        elsewhere = (self.previous_response_id, self.conversation)
+        return any(memoryview(each) not in _NOTHING for each in elsewhere)
+
+
+class _LongResponse(_Response):
+    # Decoded by itself: a string would be decoded to say that it is no list.
+    messages: Raw = msgspec.field(default=_NONE, name="input")  # type: ignore[assignment]
 
 
 _PROMPTS: dict[Dialect, MemberReader[Any]] = {
@@ -117,6 +130,8 @@ _PROMPTS: dict[Dialect, MemberReader[Any]] = {
     Dialect.OPENAI_CHAT: MemberReader(_Chat),
     Dialect.OPENAI_RESPONSES: MemberReader(_Response),
 }
+_items = msgspec.json.Decoder(list[_Item])
+_LONG_PROMPTS = _PROMPTS | {Dialect.OPENAI_RESPONSES: MemberReader(_LongResponse)}
 _SYSTEM_ROLES = (b'"system"', b'"developer"')
 
 _BLANKS = b" \t\n\r"
@@ -134,7 +149,7 @@ _CONTROL = re.compile(rb'"cache_control"\s*+:\s*+(?:null|(\{[^{}]*+\}))')
 _POINT = re.compile(rb'\{\s*+"cachePoint"\s*+:\s*+(\{[^{}]*+\})\s*+\}')
 _ASKS = re.compile(rb'"type"\s*+:\s*+"(?:ephemeral|default)"')
 _COMMA = re.compile(rb"\s*+,\s*+")
-_CLOSED = re.compile(rb"[\s\]}]*+")
+_CLOSING = b" \t\n\r]}"
 _COMPACT = b'[{"type":"text","text":'
 _COMPACT_BYTES = len(_COMPACT)
 _TEXT_END = b'"}]'
@@ -166,7 +181,7 @@ class _Chain:
         """Of what precedes the parts, and of all of them."""
         return self._before + self._hash.digest()
 
-    def add(self, head: Raw | bytes, plain: bytes) -> None:
+    def add(self, head: Raw | bytes, plain: bytes | memoryview) -> None:
         """Take a part.
 
         Args:
@@ -179,8 +194,10 @@ class _Chain:
         self.ends.append(digest.digest())
         self.size += len(plain)
 
-    def add_marked(self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]) -> None:
-        """Take a part that had marks.
+    def add_marked(
+        self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]
+    ) -> bytes | memoryview:
+        """Take a part that had marks; returns what was digested of its content.
 
         Args:
             marks: where they were, and the TTL that each asked for.
@@ -193,13 +210,15 @@ class _Chain:
             if end == len(content):
                 last_ttl_s = ttl_s
                 continue
-            plain, within = _plain(content[:end] + b"]"), self._hash.copy()
+            plain, within = _plain_until(content, end), self._hash.copy()
             within.update(head)
             within.update(plain)
             self._note(self._before + within.digest(), ttl_s, self.size + len(plain))
-        self.add(head, _plain(content))
+        plain = _plain(content)
+        self.add(head, plain)
         if last_ttl_s >= 0:
             self.end(last_ttl_s)
+        return plain
 
     def end(self, ttl_s: int) -> None:
         """Note a breakpoint at the end of what was taken."""
@@ -219,6 +238,7 @@ class PrefixReader:
     def __init__(self, dialect: Dialect, salt: int) -> None:
         self._salt = salt
         self._decode = _PROMPTS[dialect].strict
+        self._decode_long = _LONG_PROMPTS[dialect].strict
         converse = dialect is Dialect.BEDROCK_CONVERSE
         self._key, self._mark = (
             (b'"cachePoint"', _POINT) if converse else (b'"cache_control"', _CONTROL)
@@ -232,36 +252,49 @@ class PrefixReader:
         asks on its own account."""
         return not self._simple
 
+    def fits(self, body: bytes) -> bool:
+        """Say whether a body does not hold too much to be read."""
+        return len(body) <= _COUNTED_FROM_BYTES or body.count(b"{") <= _MAX_OBJECTS
+
     def read(self, body: bytes) -> Prompt | None:
-        """Decode a body; None for one that is not of the dialect, or holds too much."""
-        if len(body) > _COUNTED_FROM_BYTES and body.count(b"{") > _MAX_OBJECTS:
-            return None
-        prompt: Prompt | None = self._decode(body)
+        """Decode a body that fits; None for one that is not of the dialect."""
+        decode = self._decode if len(body) <= _MAX_TEXT_BYTES else self._decode_long
+        prompt: Prompt | None = decode(body)
         return prompt
 
-    def prefix(self, prompt: Any, marks: int) -> Prefix | None:
+    def prefix(
+        self, prompt: Any, marks: int, *, in_steps: bool
+    ) -> Generator[None, None, Prefix | None]:
         """Digest a prompt.
 
         Args:
             marks: how many places in the body look like one.
+            in_steps: whether to yield where the loop may run.
 
         Returns:
             None where it has no breakpoint, too much of anything, or is not whole in the request.
         """
-        bound = _MAX_TEXT if isinstance(prompt.messages, str) else _MAX_MESSAGES
-        if marks > _MAX_MARKS or len(prompt.messages) > bound:
+        if marks > _MAX_MARKS or (isinstance(prompt, _Response) and prompt.elsewhere):
             return None
-        if isinstance(prompt, _Response) and prompt.elsewhere:
+        messages = prompt.messages
+        if isinstance(prompt, _LongResponse):
+            messages = _items_of(prompt.messages)
+            yield
+        if messages is None or (len(messages) > _MAX_MESSAGES and not isinstance(messages, str)):
             return None
-        reading = _Reading(self._salt, self._key, self._mark, thorough=False)
-        found = self._digest(prompt, reading)
-        if reading.marks < marks:
-            reading = _Reading(self._salt, self._key, self._mark, thorough=True)
-            found = self._digest(prompt, reading)
+        for thorough in (False, True):
+            reading = _Reading(self._salt, self._key, self._mark, thorough=thorough)
+            found = yield from self._digest(prompt, messages, reading, in_steps=in_steps)
+            if reading.marks >= marks:
+                break
+            if in_steps:
+                yield
         return found
 
-    def _digest(self, prompt: Any, reading: _Reading) -> Prefix | None:
-        salt, messages = self._salt, prompt.messages
+    def _digest(
+        self, prompt: Any, messages: Any, reading: _Reading, *, in_steps: bool
+    ) -> Generator[None, None, Prefix | None]:
+        salt = self._salt
         tools = _Chain(salt, b"", 0)
         reading.add_section(tools, prompt.tools)
         system = _Chain(salt, tools.digest, tools.size)
@@ -269,17 +302,24 @@ class PrefixReader:
             first = 0
             while first < len(messages) and bytes(messages[first].role) in _SYSTEM_ROLES:
                 first += 1
-            reading.add_messages(system, messages[:first])
+            if in_steps:
+                yield from reading.add_in_steps(system, messages[:first])
+            else:
+                reading.add_messages(system, messages[:first])
             messages = messages[first:]
         else:
             reading.add_section(system, prompt.system)
         if isinstance(messages, str):
             messages = [_Message(Raw(b'"user"'), Raw(msgspec.json.encode(messages)))]
         rest = _Chain(salt, system.digest, system.size)
-        second = reading.add_messages(rest, messages)
+        if in_steps:
+            second = yield from reading.add_in_steps(rest, messages)
+        else:
+            second = reading.add_messages(rest, messages)
         if prompt.cache_control:
             reading.marks += 1
-            asked = _CONTROL.match(b'"cache_control":' + bytes(prompt.cache_control))
+            control = bytes(memoryview(prompt.cache_control)[:_MAX_MARK_BYTES])
+            asked = _CONTROL.match(b'"cache_control":' + control)
             if asked is not None and asked[1] and _ASKS.search(asked[1]):
                 rest.end(_ttl_s(asked[1]))
         if not self._simple and not (tools.breakpoints or system.breakpoints or rest.breakpoints):
@@ -335,6 +375,19 @@ class _Reading:
         else:
             chain.add(b"", _plain(content))
 
+    def add_in_steps(
+        self, chain: _Chain, messages: Sequence[_Message]
+    ) -> Generator[None, None, bytes]:
+        """Take messages as `add_messages` does, and yield between so many."""
+        second = b""
+        for start in range(0, len(messages), _STEP_MESSAGES):
+            if self.lost:
+                break
+            batch = messages[start : start + _STEP_MESSAGES]
+            second = self.add_messages(chain, batch) or second
+            yield
+        return second
+
     def add_messages(self, chain: _Chain, messages: Sequence[_Message]) -> bytes:
         """Take messages; returns the digest of the second alone, if it tells."""
         key, tail, add = self._key, self._tail, chain.add
@@ -346,29 +399,37 @@ class _Reading:
                 others = [getattr(message, name) for name in message.__struct_fields__[2:]]
                 head = b"".join((head, *others))
             if key in content[tail]:
-                content = self._add_marked(chain, bytes(head), content)
+                plain = self._add_marked(chain, bytes(head), content)
                 if self.lost:
                     break
             elif content.startswith(_COMPACT) and content.endswith(_TEXT_END):
-                add(head, content[_COMPACT_BYTES:-2])
+                plain = content[_COMPACT_BYTES:-2]
+                add(head, plain)
             else:
-                add(head, _plain(content))
-            if len(chain.ends) == 2 and len(content) >= _TELLING_BYTES:
-                second = xxh3_128_digest(bytes(head) + _plain(content), self._salt)
+                plain = _plain(content)
+                add(head, plain)
+            if len(chain.ends) == 2 and len(plain) >= _TELLING_BYTES:
+                second = xxh3_128_digest(bytes(head) + plain, self._salt)
         return second
 
-    def _add_marked(self, chain: _Chain, head: bytes, content: bytes) -> bytes:
-        """Take a part that may have marks; returns what is left of its content without them."""
-        at = content.rfind(self._key)
+    def _add_marked(self, chain: _Chain, head: bytes, content: bytes) -> bytes | memoryview:
+        """Take a part that may have marks; returns what was digested of its content."""
+        at = content.rfind(self._key, max(0, len(content) - _TAIL_BYTES))
         ttl_s = _LAST_MARKS.get(content[at:])
-        if ttl_s is not None and content.find(self._key) == at:
-            before = content[:at].rstrip()
-            if before.endswith(b","):
+        short = len(content) <= _COUNTED_FROM_BYTES
+        find = bytes.find if short else find_in_windows
+        if ttl_s is not None and find(content, self._key, 0) == at:
+            end = at - 1
+            if content[end] in _BLANKS:
+                end = _end_before_blanks(content, at) - 1
+            if content[end] == 0x2C:
                 self.marks += 1
-                content = before[:-1] + b"}]"
-                chain.add(head, _plain(content))
+                begin = _begin_of_text(content)
+                bare = short and content[end - 1] not in _BLANKS
+                plain = content[begin:end] if bare else _cut(content, begin, end)
+                chain.add(head, plain)
                 chain.end(ttl_s)
-                return content
+                return plain
         content, marks = self._unmarked(content)
         if marks and not _closed(content, marks[0][0]):
             self._bytes -= len(content)
@@ -376,9 +437,8 @@ class _Reading:
                 self._brackets -= content.count(b"[") + content.count(b"{")
             if self._bytes < 0 or self._brackets < 0:
                 self.lost = True
-                return content
-        chain.add_marked(head, content, marks)
-        return content
+                return b""
+        return chain.add_marked(head, content, marks)
 
     def _unmarked(self, text: bytes) -> tuple[bytes, list[tuple[int, int]]]:
         """Take the marks out of a list of blocks, each with its comma.
@@ -387,30 +447,43 @@ class _Reading:
             The rest; and where marks were in it that ask for caching, each with its TTL.
         """
         marks: list[tuple[int, int]] = []
-        pieces: list[bytes] = []
+        view = _view(text)
+        pieces: list[bytes | memoryview] = []
         kept = size = at = 0
         while (at := text.find(self._key, at)) >= 0:
             self.marks += 1
-            begin = text.rfind(b"{", kept, at) if self._mark is _POINT else at
-            found = self._mark.match(text, begin) if begin >= 0 else None
+            begin = at
+            if self._mark is _POINT:
+                begin = text.rfind(b"{", max(kept, at - _MAX_BLANKS), at)
+            found = self._mark.match(text, begin, at + _MAX_MARK_BYTES) if begin >= 0 else None
             if found is None:
                 at += len(self._key)
                 continue
-            before = begin - 1
-            while before > begin - _MAX_BLANKS and text[before] in _BLANKS:
-                before -= 1
             at = found.end()
-            if text[before] == 0x2C:
-                begin = before
-            elif (comma := _COMMA.match(text, at)) is not None:
+            before = begin
+            if text[before - 1] in _BLANKS:
+                before = _end_before_blanks(text, before)
+            if text[before - 1] == 0x2C and before > kept:
+                begin = before - 1
+            elif (comma := _COMMA.match(text, at, at + _MAX_BLANKS)) is not None:
                 at = comma.end()
-            pieces.append(text[kept:begin])
+            pieces.append(view[kept:begin])
             size += begin - kept
             kept = at
             if found[1] and _ASKS.search(found[1]):
                 marks.append((size, _ttl_s(found[1])))
-        pieces.append(text[kept:])
+        pieces.append(view[kept:])
         return b"".join(pieces), marks
+
+
+def _items_of(value: Raw) -> list[_Item] | None:
+    """Decode a list of items; None for anything else."""
+    if bytes(memoryview(value)[:1]) != b"[":
+        return None
+    try:
+        return _items.decode(value)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _ttl_s(control: bytes) -> int:
@@ -419,7 +492,7 @@ def _ttl_s(control: bytes) -> int:
 
 def _closed(content: bytes, at: int) -> bool:
     """Whether nothing but ends follows. What follows from far is not looked at."""
-    return len(content) - at <= _MAX_ENDS and _CLOSED.fullmatch(content, at) is not None
+    return len(content) - at <= _MAX_ENDS and not content[at:].translate(None, _CLOSING)
 
 
 def _end_of_block(content: bytes, at: int, begin: int) -> int:
@@ -436,20 +509,59 @@ def _end_of_block(content: bytes, at: int, begin: int) -> int:
     return len(content) if _closed(content, end) else end
 
 
-def _plain(content: bytes) -> bytes:
-    """Write a list that begins with a text as if that stood alone, as a string."""
+# A content may have megabytes: to copy it takes half a millisecond for each, with the memory that
+# this needs, and to search it as much. For short ones other ways are quicker.
+
+
+def _view(content: bytes) -> bytes | memoryview:
+    return memoryview(content) if len(content) > _COUNTED_FROM_BYTES else content
+
+
+def _cut(content: bytes, begin: int, end: int) -> bytes | memoryview:
+    """Cut out what may end with blanks, without these."""
+    if content[end - 1] in _BLANKS:
+        end = _end_before_blanks(content, end)
+    return _view(content)[begin:end]
+
+
+def _end_before_blanks(content: bytes, end: int) -> int:
+    blanks = content[max(0, end - _MAX_BLANKS) : end]
+    return end - len(blanks) + len(blanks.rstrip())
+
+
+def _begin_of_text(content: bytes) -> int:
+    """Return where the text begins that a list begins with; 0 for what is no such list."""
     if not content.startswith(b"["):
-        return content
+        return 0
     if content.startswith(_COMPACT):
-        begin = len(_COMPACT)
-    elif content.startswith(_SPACED):
-        begin = len(_SPACED)
-    else:
-        found = _TEXT_FIRST.match(content)
-        if found is None:
-            return content
-        begin = found.end()
-    if content.endswith(b"}]") and content[-3] not in _BLANKS:
-        return content[begin:-2]
-    end = len(content[:-1].rstrip()) - 1  # the brace of the last block
-    return content[begin:end].rstrip()
+        return _COMPACT_BYTES
+    if content.startswith(_SPACED):
+        return len(_SPACED)
+    found = _TEXT_FIRST.match(content, 0, _MAX_BLANKS)
+    return 0 if found is None else found.end()
+
+
+def _plain(content: bytes) -> bytes | memoryview:
+    """Write a list that begins with a text as if that stood alone, as a string.
+
+    The last brace and bracket of a list are left out, whatever it begins with.
+    """
+    begin = _begin_of_text(content)
+    if content.endswith(b"}]"):
+        if len(content) <= _COUNTED_FROM_BYTES and content[-3] not in _BLANKS:
+            return content[begin:-2]
+        return _cut(content, begin, len(content) - 2)
+    if not begin:
+        return content
+    end = _end_before_blanks(content, len(content) - 1) - 1  # the brace of the last block
+    return _cut(content, begin, end)
+
+
+def _plain_until(content: bytes, end: int) -> bytes | memoryview:
+    """Write a list in the same way as if it ended behind one of its blocks."""
+    begin = _begin_of_text(content)
+    if content[end - 1] == 0x7D:
+        return _cut(content, begin, end - 1)
+    if not begin:
+        return content[:end] + b"]"
+    return _cut(content, begin, _end_before_blanks(content, end) - 1)

@@ -278,8 +278,20 @@ def test_nothing_is_said_of_too_many_messages() -> None:
     messages = [user(text("a"))] * 2047
     assert read({"messages": [*messages, user(text("a", SHORT))]}) is not None
     assert read({"messages": [*messages, *messages, user(text("a", SHORT))]}) is None
-    assert read({"input": "a" * 262_144}, Dialect.OPENAI_RESPONSES) is not None
-    assert read({"input": "a" * 262_145}, Dialect.OPENAI_RESPONSES) is None
+
+
+def test_nothing_is_said_of_a_long_input_string() -> None:
+    """It would be decoded in one go; a list of items that is as long is not."""
+    around = len(json.dumps({"input": ""}))
+    longest = 262_144 - around
+    assert read({"input": "a" * longest}, Dialect.OPENAI_RESPONSES) is not None
+    assert read({"input": "a" * (longest + 1)}, Dialect.OPENAI_RESPONSES) is None
+    items = [{"role": "user", "content": "a" * 1000}]
+    few, many = (prefix({"input": items * count}, Dialect.OPENAI_RESPONSES) for count in (200, 300))
+    assert many.messages.startswith(few.messages)
+    for bad in (1, {"role": "user"}, [1], [{"role": "user"}, "a"]):
+        assert read({"input": bad, "x": "a" * 300_000}, Dialect.OPENAI_RESPONSES) is None
+    assert read({"x": "a" * 300_000}, Dialect.OPENAI_RESPONSES) is None
 
 
 def test_nothing_is_said_where_the_ends_of_blocks_are_far() -> None:
@@ -288,8 +300,10 @@ def test_nothing_is_said_where_the_ends_of_blocks_are_far() -> None:
     def part(size: int, *after: Json) -> Json:
         return user(text("a" * size, SHORT), *after)
 
-    assert read({"messages": [part(500_000, text("b"))] * 2}) is not None
-    assert read({"messages": [part(500_000, text("b"))] * 3}) is None
+    assert read({"messages": [part(250_000, text("b"))] * 2}) is not None
+    assert read({"messages": [part(250_000, text("b"))] * 3}) is None
+    lost = [part(250_000, text("b"))] * 3 + [user(text("c"))] * 300
+    assert read({"messages": lost}) is None
     assert read({"messages": [part(500_000)] * 3}) is not None
     blanks = b'{"messages":[{"content":[{"text":"a","cache_control":{"type":"ephemeral"}%b}]}]}'
     far = prefix(blanks % (b" " * 5000))
@@ -298,7 +312,7 @@ def test_nothing_is_said_where_the_ends_of_blocks_are_far() -> None:
 
 
 def test_large_bodies_give_the_loop_a_turn() -> None:
-    """They are decoded, searched and digested in a step each."""
+    """They are joined, decoded, searched and digested in a step each."""
     raw = json.dumps({"messages": [user(text("a" * 100_000, SHORT))]}).encode()
     reader = BodyReader(
         [(b"content-length", b"%d" % len(raw))],
@@ -306,8 +320,76 @@ def test_large_bodies_give_the_loop_a_turn() -> None:
         prefixes=PrefixReader(Dialect.ANTHROPIC, 7),
     )
     reader.feed(raw)
-    assert len(list(reader.finish())) == 2
+    assert len(list(reader.finish())) == 4
     assert reader.facts().prefix is not None
+
+
+@pytest.mark.parametrize("dialect", [Dialect.ANTHROPIC, Dialect.OPENAI_CHAT])
+def test_many_messages_are_digested_in_steps(
+    dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those at the beginning that are a system prompt, too; it is the same prefix."""
+    roles = ["system"] * 300 + ["user"] * 600
+    messages = [{"role": role, "content": [text("a" * 100, SHORT), 1]} for role in roles]
+    body = {"messages": messages}
+    in_steps = prefix(body, dialect)
+    monkeypatch.setattr(module, "_STEP_MESSAGES", 1000)
+    assert prefix(body, dialect) == in_steps
+    assert bool(in_steps.second)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_long_contents_are_digested_as_short_ones(
+    style: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not copied where short ones are, which is quicker for these."""
+    bodies = []
+    for first in (text("a" * 50), {"type": "x", "y": [1, {}]}):
+        for at in range(7):
+            blocks = marked([first, text("b"), {"z": 1}], at)
+            bodies.append({"tools": blocks, "messages": [user(*blocks), user(text("c", LONG))]})
+    short = [prefix(body, **style) for body in bodies]
+    monkeypatch.setattr(module, "_COUNTED_FROM_BYTES", 1)
+    assert [prefix(body, **style) for body in bodies] == short
+
+
+def test_a_long_mark_is_none() -> None:
+    """A mark is seen where it is short, and so is the brace before a point."""
+    for size, count in ((400, 1), (600, 0)):
+        control = {"type": "ephemeral", "x": "a" * size}
+        assert len(
+            prefix({"messages": [user(text("a", control), text("b", SHORT))]}).breakpoints
+        ) == (count + 1)
+        found = read({"messages": [user(text("a"))], "cache_control": control})
+        assert (found is not None) == bool(count)
+    far = b'{"messages":[{"role":"user","content":[{%b"cachePoint":{"type":"default"}}]}]}'
+    assert read(far % (b" " * 250), Dialect.BEDROCK_CONVERSE) is not None
+    assert read(far % (b" " * 260), Dialect.BEDROCK_CONVERSE) is None
+
+
+def test_blanks_around_the_end_of_a_block() -> None:
+    """A block ends the same with blanks before its brace and without, where a text comes first."""
+    raw = (
+        b'{"messages":[{"role":"user","content":[{"type":"text","text":"a"%b},'
+        b'{"x":1,"cache_control":{"type":"ephemeral"}},{"cache_control":{"type":"ephemeral"}},1]}]}'
+    )
+    plain, spaced = prefix(raw % b""), prefix(raw % b" ")
+    assert [each.size for each in plain.breakpoints] == [11, 14]
+    assert [each.size for each in spaced.breakpoints] == [12, 15]
+    raw = (
+        b'{"messages":[{"role":"user","content":[{"type":"text","text":"a",'
+        b'"cache_control":{"type":"ephemeral"}%b},1]}]}'
+    )
+    assert prefix(raw % b"").breakpoints == prefix(raw % b" ").breakpoints
+    first = user({"cachePoint": {"type": "default"}}, {"text": "a"})
+    nothing, *_ = prefix({"messages": [first]}, Dialect.BEDROCK_CONVERSE).breakpoints
+    assert nothing.size == len("[]")
+    raw = (
+        b'{"messages":[{"content":[{"type":"text","text":"a"}%b,'
+        b'{"cachePoint":{"type":"default"}},{"text":"b"}]}]}'
+    )
+    plain, spaced = (prefix(raw % blank, Dialect.BEDROCK_CONVERSE) for blank in (b"", b" "))
+    assert plain.breakpoints[0] == spaced.breakpoints[0]
 
 
 def test_converse() -> None:
@@ -381,8 +463,9 @@ def test_another_salt_gives_other_digests() -> None:
     raw = {"messages": [user(text("a", SHORT))]}
     reader = PrefixReader(Dialect.ANTHROPIC, 8)
     prompt = reader.read(json.dumps(raw).encode())
-    other = reader.prefix(prompt, 1)
-    assert other is not None
+    with pytest.raises(StopIteration) as done:
+        next(reader.prefix(prompt, 1, in_steps=False))
+    other: Prefix = done.value.value
     assert other.messages != prefix(raw).messages
 
 

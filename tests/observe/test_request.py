@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
 from typing import Any
 
 import pytest
 
 from sidecar.exchange import Dialect, RequestFacts
+from sidecar.observe import request as module
+from sidecar.observe.members import SHALLOW
 from sidecar.observe.request import BodyReader
 from tests.support.bodies import cuts
 
@@ -247,3 +251,167 @@ def test_dense_bodies_are_scanned_in_steps(value: bytes) -> None:
     steps = sum(1 for _ in reader.finish())
     assert steps >= len(raw) // 8192
     assert reader.facts()[:2] == ("m", True)
+
+
+def soup(dice: random.Random, *, balanced: bool) -> bytes:
+    """Brackets, strings and what is between them."""
+    brackets = [b"[", b"]", b"{", b"}", b"[]", b"[[[]]]"]
+    others = [b",", b"1", b' "a]"', b'"\\""', b'"{\\\\"', b'"\\\\\\"["', b'""', b"\xff", b"\2"]
+    broken = [b"\\", b'"', b'"model":"n",', b"]" * 5]
+    tokens = brackets * 4 + others * 2 + broken * (not balanced)
+    pieces = []
+    depth = 0
+    for _ in range(dice.randint(1, 60)):
+        token = dice.choice(tokens)
+        if token in (b"[", b"{"):
+            depth += 1
+        elif token in (b"]", b"}"):
+            if balanced and not depth:
+                continue
+            depth -= 1
+        pieces.append(token)
+    pieces.append(b"]" * depth)
+    return b'{"model":"m","x":[%b],"stream":true}' % b"".join(pieces)
+
+
+def test_counted_brackets_are_as_deep_as_matched_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick way and the patient one say the same of every cut, of JSON and of anything else."""
+    dice = random.Random(17)
+    known = 0
+    for round_ in range(1000):
+        raw = soup(dice, balanced=round_ % 2 == 0)
+        found = set()
+        for patience, dense in ((10**9, 1), (0, 1), (3, 16)):
+            monkeypatch.setattr(module, "_PATIENCE", patience)
+            monkeypatch.setattr(module, "_DENSE", dense)
+            for chunks in ([raw], *cuts(raw, seed=round_)):
+                found.add(read(chunks, sized=False))
+        assert len(found) == 1, raw
+        known += found.pop().model is not None
+    assert 500 <= known < 800
+
+
+class Counter:
+    """A pattern that counts its matches."""
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self.pattern = pattern
+        self.matches = 0
+
+    def match(self, *arguments: Any) -> Any:
+        self.matches += 1
+        return self.pattern.match(*arguments)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"[",
+        b"{}",
+        b"[],",
+        b'"a":{},',
+        b'"a":[[[[]]]],',
+        b"[{}{[[]]}]",
+        b"[" * 4000 + b"]" * 3999,
+        b'["",["",[""]]],',
+        b'["\\"",["\\\\",["["]]],',
+        b'{"a":',
+        b"]}",
+        b'"',
+        b"\\",
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"{", b'{"x":[[', b'{"x":' + b"[" * 500])
+def test_a_piece_takes_a_bounded_number_of_matches(
+    before: bytes, unit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever brackets it is made of: each match costs a step of Python's."""
+    counters = [Counter(module._FLAT), Counter(SHALLOW)]
+    monkeypatch.setattr(module, "_FLAT", counters[0])
+    monkeypatch.setattr(module, "SHALLOW", counters[1])
+    reader = BodyReader([], MAX)
+    raw = before + unit * (400_000 // len(unit))
+    counts = []
+    for at in range(0, len(raw), 65536):
+        reader.feed(raw[at : at + 65536])
+        counts.append(sum(counter.matches for counter in counters))
+    assert max(b - a for a, b in itertools.pairwise([0, *counts])) <= 64 + 1024 + 8
+    assert counts[-1] <= 7 * 64 + 1024 + 8
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["whole", "scanned"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model":"m"}{}',
+        b'{"model":"m"}}{',
+        b'}{"model":"m"}',
+        b'{"model":"m","x":\\}',
+        b'{"model":"m","x":[\\]}',
+        b'{"model":"m","x":[\\"]"]}',
+    ],
+)
+def test_what_is_no_json_says_nothing(raw: bytes, sized: bool) -> None:
+    """A second value, a bracket too many, or a backslash outside of strings."""
+    for chunks in ([raw], *cuts(raw, seed=4)):
+        assert read(chunks, sized=sized) == RequestFacts()
+
+
+def test_a_top_level_with_too_many_values_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects and arrays are counted, and quotes; what is below the top level is not."""
+
+    def scanned(members: bytes) -> str | None:
+        return read([b'{"model":"m",%b"z":1}' % members], sized=False).model
+
+    assert scanned(b'"a":[],' * 1024) == "m"
+    assert scanned(b'"a":[],' * 1025) is None
+    assert scanned(b'"a":[%b],' % b",".join([b"{}"] * 5000)) == "m"
+    monkeypatch.setattr(module, "_MAX_TOP_QUOTES", 20)
+    assert scanned(b'"a":1,' * 6 + b'"a":[%b],' % b",".join([b'""'] * 99)) == "m"
+    assert scanned(b'"a":1,' * 8) is None
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["whole", "scanned"])
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (b'"%b"' % (b"x" * 4094), "x" * 4094),
+        (b'"%b"' % (b"x" * 4095), None),
+        (b'"m\xff"', "m\ufffd"),
+        (b'"m\xff\\u00e9"', "m\ufffdé"),
+        (b"7" * 5000, None),
+        (b"1e999999", None),
+        (b"[%b1]" % (b"1," * 5000), None),
+        (b"null", None),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_model_is_a_short_string(model: bytes, expected: str | None, sized: bool) -> None:
+    """Nothing else is decoded; the rest of the body is read all the same."""
+    raw = b'{"model":%b,"stream":true}' % model
+    assert read([raw], sized=sized) == RequestFacts(expected, True, False, False)
+
+
+def test_what_only_the_slow_decoder_takes_has_no_long_model_either() -> None:
+    """Half an emoji elsewhere changes nothing about names."""
+    for size, known in ((4096, True), (4097, False)):
+        raw = b'{"x":"\\ud83d","n":%b,"model":"%b"}' % (b"7" * 5000, b"m" * size)
+        assert (read([raw]).model is not None) == known
+
+
+def test_a_large_scanned_body_gives_the_loop_a_turn_before_its_top_is_decoded() -> None:
+    """Its last piece was scanned just before."""
+    for size, turns in ((1000, 0), (100_000, 1)):
+        reader = BodyReader([], MAX)
+        reader.feed(body(model="m", system="x" * size))
+        assert len(list(reader.finish())) == turns
+        assert reader.facts().model == "m"
+
+
+def test_a_large_body_that_is_no_json_gives_the_loop_turns() -> None:
+    """It is tried to be decoded, and then scanned."""
+    raw = body(model="m", system="x" * 100_000)[:-1]
+    reader = BodyReader([(b"content-length", b"%d" % len(raw))], MAX)
+    reader.feed(raw)
+    assert len(list(reader.finish())) >= 100_000 // 8192
+    assert reader.facts() == RequestFacts()
