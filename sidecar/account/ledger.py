@@ -390,15 +390,15 @@ class Ledger:
         facts, pricing = exchange.facts, self._pricing
         outcome = self._outcome_of(observation, facts)
         cost = pricing.price_as(alike.asked, facts, observation) if pricing is not None else None
-        hashed = None
         verdict = NOTHING
         if self._misses is not None:
+            key = 0
             if facts.prefix is not None:
-                hashed = self._hash_of(exchange)
+                key = self._keys.number_of(exchange.route, exchange.request_headers)
             priced = cost if isinstance(cost, Cost) else None
             try:
                 verdict = self._misses.judge(
-                    exchange, observation, outcome, hashed, alike.minimum, priced
+                    exchange, observation, outcome, key, alike.minimum, priced
                 )
             except Exception as exc:
                 # Tokens and money are counted all the same.
@@ -408,7 +408,8 @@ class Ledger:
         identities = self._identities
         if identities is not None and team is not None and (alias or not self._alias_wanted):
             identities = None  # there is nothing to ask
-        if hashed is None and (identities is not None or self._usage_log is not None):
+        hashed = None
+        if identities is not None or self._usage_log is not None:
             hashed = self._hash_of(exchange)
         waits = False
         if identities is not None and hashed is not None:

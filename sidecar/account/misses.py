@@ -130,7 +130,7 @@ class _Answer(NamedTuple):
     prefix: Prefix
     model: str | None
     """The model that was asked for."""
-    key_hash: str | None
+    key: int
     deployment: bytes | None
     began: float
     since: float
@@ -203,14 +203,14 @@ class MissTracker:
         exchange: Exchange,
         observation: Observation,
         outcome: Outcome,
-        key_hash: str | None,
+        key: int,
         minimum: int,
         cost: Cost | None,
     ) -> Verdict:
         """Say why an answer read nothing, if it did not, and remember what it wrote and read.
 
         Args:
-            key_hash: of the request's key.
+            key: the number of the request's key.
             minimum: how many tokens a prefix must have for the model to keep it.
             cost: None where no price is known.
         """
@@ -229,7 +229,7 @@ class MissTracker:
         answer = _Answer(
             facts.prefix,
             facts.model,
-            key_hash,
+            key,
             header(exchange.response_headers, b"x-litellm-model-id"),
             began,
             began + (exchange.duration_s if first_byte_s is None else first_byte_s),
@@ -278,7 +278,7 @@ class MissTracker:
         # Where writes are not reported, they are not known to have failed either.
         if not_cached and usage.writes_reported:
             return self._seen(look) or MissReason.UNKNOWN
-        scope = b"c" + (answer.key_hash or "").encode() + scope
+        scope = b"c" + answer.key.to_bytes(8, "little", signed=True) + scope
         reason = None
         if answer.outcome is Outcome.HIT:
             self._read(look, usage.read_tokens)

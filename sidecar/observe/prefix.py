@@ -6,8 +6,8 @@ text is the same prompt as a string and as the first block of a list. The order 
 because models see it; so are blanks between them, because a client writes all of its requests
 in one way.
 
-The digests are fast ones under a salt. They pass on with the facts of their request and are not
-for keeping: whoever remembers them hashes them once more.
+The digests are fast ones under a salt. They pass on with the facts of their request; whoever
+remembers them hashes them once more, or keeps none of a short text (`recall`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
-from xxhash import xxh3_128, xxh3_128_digest
+from xxhash import xxh3_128_digest
 
 from sidecar.exchange import Breakpoint, Dialect, Prefix
 from sidecar.observe.members import MemberReader, end_of_item, find_in_windows
+from sidecar.observe.recall import MIN_BYTES, Beginning, Recall, Stretch
 
 __all__ = ["PrefixReader", "Prompt"]
 
@@ -37,7 +38,11 @@ _MAX_MESSAGES = 2048
 _STEP_MESSAGES = 256
 """So many are digested between two chances for the loop to do other work."""
 _MAX_TEXT_BYTES = 256 * 1024
-"""Longest body whose prompt may be a string at its top: that one is decoded."""
+"""Longest prompt that may be a string at its top: that one is decoded."""
+_LONG_BYTES = 16 * 1024
+"""From this size on, messages are not decoded with the rest: most may be known."""
+_MAX_JOINED_BYTES = 64 * 1024
+"""A longer part is not copied to be digested."""
 _MAX_BRACKETS = 8192
 _MAX_WALKED_BYTES = 512 * 1024
 """In parts of no more in all the ends of blocks within are looked for: each bracket may cost a
@@ -118,20 +123,47 @@ class _Response(Prompt):
         return any(memoryview(each) not in _NOTHING for each in elsewhere)
 
 
+class _LongMessages(_Messages):
+    messages: Raw = _NONE  # type: ignore[assignment]
+
+
+class _LongConverse(_Converse):
+    messages: Raw = _NONE  # type: ignore[assignment]
+
+
+class _LongChat(_Chat):
+    messages: Raw = _NONE  # type: ignore[assignment]
+
+
 class _LongResponse(_Response):
-    # Decoded by itself: a string would be decoded to say that it is no list.
     messages: Raw = msgspec.field(default=_NONE, name="input")  # type: ignore[assignment]
 
 
-_PROMPTS: dict[Dialect, MemberReader[Any]] = {
-    Dialect.ANTHROPIC: MemberReader(_Messages),
-    Dialect.BEDROCK_INVOKE: MemberReader(_Messages),
-    Dialect.BEDROCK_CONVERSE: MemberReader(_Converse),
-    Dialect.OPENAI_CHAT: MemberReader(_Chat),
-    Dialect.OPENAI_RESPONSES: MemberReader(_Response),
+class _Reader(NamedTuple):
+    """How prompts of a dialect are decoded."""
+
+    whole: MemberReader[Any]
+    long: MemberReader[Any]
+    messages: msgspec.json.Decoder[Any]
+
+
+_ANTHROPIC = _Reader(
+    MemberReader(_Messages), MemberReader(_LongMessages), msgspec.json.Decoder(list[_Message])
+)
+_READERS: dict[Dialect, _Reader] = {
+    Dialect.ANTHROPIC: _ANTHROPIC,
+    Dialect.BEDROCK_INVOKE: _ANTHROPIC,
+    Dialect.BEDROCK_CONVERSE: _ANTHROPIC._replace(
+        whole=MemberReader(_Converse), long=MemberReader(_LongConverse)
+    ),
+    Dialect.OPENAI_CHAT: _Reader(
+        MemberReader(_Chat), MemberReader(_LongChat), msgspec.json.Decoder(list[_ChatMessage])
+    ),
+    Dialect.OPENAI_RESPONSES: _Reader(
+        MemberReader(_Response), MemberReader(_LongResponse), msgspec.json.Decoder(list[_Item])
+    ),
 }
-_items = msgspec.json.Decoder(list[_Item])
-_LONG_PROMPTS = _PROMPTS | {Dialect.OPENAI_RESPONSES: MemberReader(_LongResponse)}
+_string = msgspec.json.Decoder(str).decode
 _SYSTEM_ROLES = (b'"system"', b'"developer"')
 
 _BLANKS = b" \t\n\r"
@@ -166,20 +198,30 @@ class _Chain:
         size: of what precedes them, in bytes.
     """
 
-    __slots__ = ("_before", "_hash", "breakpoints", "ends", "size")
+    __slots__ = ("_before", "_end", "_salt", "breakpoints", "count", "ends", "size")
 
     def __init__(self, salt: int, before: bytes, size: int) -> None:
         self.ends: list[bytes] = []
-        """The digest up to the end of each part."""
+        """The digests up to the end of each part."""
+        self.count = 0
+        """How many parts."""
         self.breakpoints: list[Breakpoint] = []
         self.size = size
         self._before = before
-        self._hash = xxh3_128(seed=salt)
+        self._salt = salt
+        self._end = b""
 
     @property
     def digest(self) -> bytes:
         """Of what precedes the parts, and of all of them."""
-        return self._before + self._hash.digest()
+        return self._before + (self._end or xxh3_128_digest(b"", self._salt))
+
+    def resume(self, ends: bytes, count: int, size: int) -> None:
+        """Begin behind parts that are known."""
+        self.ends.append(ends)
+        self.count = count
+        self.size += size
+        self._end = ends[-16:]
 
     def add(self, head: Raw | bytes, plain: bytes | memoryview) -> None:
         """Take a part.
@@ -188,11 +230,17 @@ class _Chain:
             head: what comes before its content, such as its role.
             plain: its content, without marks.
         """
-        digest = self._hash
-        digest.update(head)
-        digest.update(plain)
-        self.ends.append(digest.digest())
+        self._end = end = self._behind(head, plain)
+        self.ends.append(end)
+        self.count += 1
         self.size += len(plain)
+
+    def _behind(self, head: Raw | bytes, plain: bytes | memoryview) -> bytes:
+        """Digest what was taken and a part behind it."""
+        salt = self._salt
+        if len(plain) > _MAX_JOINED_BYTES:
+            plain = xxh3_128_digest(plain, salt)
+        return xxh3_128_digest(b"".join((self._end, head, plain)), salt)
 
     def add_marked(
         self, head: bytes, content: bytes, marks: Sequence[tuple[int, int]]
@@ -210,10 +258,9 @@ class _Chain:
             if end == len(content):
                 last_ttl_s = ttl_s
                 continue
-            plain, within = _plain_until(content, end), self._hash.copy()
-            within.update(head)
-            within.update(plain)
-            self._note(self._before + within.digest(), ttl_s, self.size + len(plain))
+            plain = _plain_until(content, end)
+            digest = self._before + self._behind(head, plain)
+            self._note(digest, ttl_s, self.size + len(plain))
         plain = _plain(content)
         self.add(head, plain)
         if last_ttl_s >= 0:
@@ -225,7 +272,7 @@ class _Chain:
         self._note(self.digest, ttl_s, self.size)
 
     def _note(self, digest: bytes, ttl_s: int, size: int) -> None:
-        self.breakpoints.append(Breakpoint(digest, ttl_s, size, len(self.ends)))
+        self.breakpoints.append(Breakpoint(digest, ttl_s, size, self.count))
 
 
 class PrefixReader:
@@ -237,12 +284,13 @@ class PrefixReader:
 
     def __init__(self, dialect: Dialect, salt: int) -> None:
         self._salt = salt
-        self._decode = _PROMPTS[dialect].strict
-        self._decode_long = _LONG_PROMPTS[dialect].strict
+        self._dialect = dialect
+        self._reader = _READERS[dialect]
         converse = dialect is Dialect.BEDROCK_CONVERSE
         self._key, self._mark = (
             (b'"cachePoint"', _POINT) if converse else (b'"cache_control"', _CONTROL)
         )
+        self._recall = Recall(salt, self._key)
         self._simple = dialect not in (Dialect.OPENAI_CHAT, Dialect.OPENAI_RESPONSES)
         """Whether a message is a role and a content, and nothing else."""
 
@@ -258,8 +306,8 @@ class PrefixReader:
 
     def read(self, body: bytes) -> Prompt | None:
         """Decode a body that fits; None for one that is not of the dialect."""
-        decode = self._decode if len(body) <= _MAX_TEXT_BYTES else self._decode_long
-        prompt: Prompt | None = decode(body)
+        reader = self._reader.whole if len(body) <= _LONG_BYTES else self._reader.long
+        prompt: Prompt | None = reader.strict(body)
         return prompt
 
     def prefix(
@@ -276,72 +324,183 @@ class PrefixReader:
         """
         if marks > _MAX_MARKS or (isinstance(prompt, _Response) and prompt.elsewhere):
             return None
-        messages = prompt.messages
-        if isinstance(prompt, _LongResponse):
-            messages = _items_of(prompt.messages)
-            yield
-        if messages is None or (len(messages) > _MAX_MESSAGES and not isinstance(messages, str)):
+        messages: Any = prompt.messages
+        plan = _WHOLE
+        if isinstance(messages, Raw):
+            text = memoryview(messages)
+            plan = self._plan(text)
+            messages = self._decoded(text, plan.known_to)
+            if in_steps:
+                yield
+        elif isinstance(messages, str):
+            messages = _said(messages)
+        if messages is None or len(messages) + plan.length > _MAX_MESSAGES:
             return None
         for thorough in (False, True):
             reading = _Reading(self._salt, self._key, self._mark, thorough=thorough)
-            found = yield from self._digest(prompt, messages, reading, in_steps=in_steps)
+            found = yield from self._digest(prompt, messages, plan, reading, in_steps=in_steps)
             if reading.marks >= marks:
                 break
             if in_steps:
                 yield
         return found
 
-    def _digest(
-        self, prompt: Any, messages: Any, reading: _Reading, *, in_steps: bool
-    ) -> Generator[None, None, Prefix | None]:
-        salt = self._salt
-        tools = _Chain(salt, b"", 0)
+    def _decoded(self, text: memoryview, begin: int) -> list[Any] | None:
+        """Decode a list of messages, or those behind a comma; None for anything else."""
+        if self._dialect is Dialect.OPENAI_RESPONSES:
+            said = bytes(text[:1]) == b'"'
+            if not text or (said and len(text) > _MAX_TEXT_BYTES):
+                return None
+        elif not text:
+            return []
+        else:
+            said = False
+        try:
+            if said:
+                return _said(_string(text))
+            items = b"".join((b"[", text[begin + 1 :])) if begin else text
+            messages: list[Any] = self._reader.messages.decode(items)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        return messages
+
+    def _plan(self, text: memoryview) -> _Plan:
+        """Say what of a list of messages is known, and what is to be."""
+        known, known_to = self._recall.stretch(text)
+        keep_to = self._recall.place(text, known_to)
+        behind = self._decoded(text, keep_to) if keep_to else None
+        if behind is None:
+            keep_to = 0  # it was within a message
+        return _Plan(text, known, known_to, keep_to, len(behind or ()))
+
+    def _beginning(self, prompt: Any, reading: _Reading) -> Beginning:
+        """Digest tools and system prompt, or know them."""
+        name = None
+        if not reading.thorough:
+            name = self._recall.name(prompt.tools, prompt.system)
+            known = self._recall.beginning(name)
+            if known is not None:
+                reading.marks += known.marks
+                return known
+        before = reading.marks
+        tools = _Chain(self._salt, b"", 0)
         reading.add_section(tools, prompt.tools)
-        system = _Chain(salt, tools.digest, tools.size)
+        system = _Chain(self._salt, tools.digest, tools.size)
+        reading.add_section(system, prompt.system)
+        made = _beginning_of(tools, system, reading.marks - before)
+        sizes = (tools.size, system.size - tools.size)
+        if name is not None and not reading.lost and _untold(*sizes):
+            self._recall.keep_beginning(name, made)
+        return made
+
+    def _digest(
+        self, prompt: Any, messages: Any, plan: _Plan, reading: _Reading, *, in_steps: bool
+    ) -> Generator[None, None, Prefix | None]:
+        salt, known = self._salt, plan.known
         if isinstance(prompt, _Chat):
+            tools = _Chain(salt, b"", 0)
+            reading.add_section(tools, prompt.tools)
+            system = _Chain(salt, tools.digest, tools.size)
             first = 0
-            while first < len(messages) and bytes(messages[first].role) in _SYSTEM_ROLES:
-                first += 1
+            if known is not None:
+                if known.system:
+                    system.resume(known.system, 1, known.system_size)
+            else:
+                while first < len(messages) and bytes(messages[first].role) in _SYSTEM_ROLES:
+                    first += 1
             if in_steps:
                 yield from reading.add_in_steps(system, messages[:first])
             else:
                 reading.add_messages(system, messages[:first])
             messages = messages[first:]
+            beginning = _beginning_of(tools, system, 0)
+            system_end = system.digest[16:] if system.count else b""
+            system_size = system.size - tools.size
         else:
-            reading.add_section(system, prompt.system)
-        if isinstance(messages, str):
-            messages = [_Message(Raw(b'"user"'), Raw(msgspec.json.encode(messages)))]
-        rest = _Chain(salt, system.digest, system.size)
+            beginning = self._beginning(prompt, reading)
+            system_end, system_size = b"", 0
+        rest = _Chain(salt, beginning.digest, beginning.size)
+        second = b""
+        if known is not None:
+            rest.resume(known.ends, known.length, known.size)
+            second = known.second
+        kept = len(messages) - plan.behind if plan.keep_to else 0
+        if kept > 0 and not reading.thorough:
+            first_size = len(memoryview(messages[0].content))
+            if in_steps:
+                second = (yield from reading.add_in_steps(rest, messages[:kept])) or second
+            else:
+                second = reading.add_messages(rest, messages[:kept]) or second
+            messages = messages[kept:]
+            if _untold(first_size if known is None else 0, system_size):
+                ends, size = b"".join(rest.ends), rest.size - beginning.size
+                stretch = Stretch(rest.count, ends, size, second, system_end, system_size)
+                self._recall.keep_stretch(plan.text, plan.keep_to, stretch)
         if in_steps:
-            second = yield from reading.add_in_steps(rest, messages)
+            second = (yield from reading.add_in_steps(rest, messages)) or second
         else:
-            second = reading.add_messages(rest, messages)
+            second = reading.add_messages(rest, messages) or second
         if prompt.cache_control:
             reading.marks += 1
             control = bytes(memoryview(prompt.cache_control)[:_MAX_MARK_BYTES])
             asked = _CONTROL.match(b'"cache_control":' + control)
             if asked is not None and asked[1] and _ASKS.search(asked[1]):
                 rest.end(_ttl_s(asked[1]))
-        if not self._simple and not (tools.breakpoints or system.breakpoints or rest.breakpoints):
-            if system.size:
-                system.end(0)
+        found = [*beginning.breakpoints, *rest.breakpoints]
+        if not found and not self._simple:
+            if beginning.size:
+                found.append(Breakpoint(beginning.digest, 0, beginning.size, 0))
             rest.end(0)
-        found = [
-            Breakpoint(digest, ttl_s, size, 0)
-            for digest, ttl_s, size, _ in (*tools.breakpoints, *system.breakpoints)
-        ]
-        found += rest.breakpoints
+            found += rest.breakpoints
         if not found or reading.lost:
             return None
-        before = system.digest
         return Prefix(
-            before[:16],
-            before[16:],
+            beginning.digest[:16],
+            beginning.digest[16:],
             b"".join(rest.ends),
             second,
             tuple(found[-_MAX_BREAKPOINTS:]),
             rest.size,
         )
+
+
+class _Plan(NamedTuple):
+    """What of a list of messages was digested before."""
+
+    text: memoryview
+    known: Stretch | None
+    known_to: int
+    """Where the stretch ends that is known."""
+    keep_to: int
+    """Where one ends that is to be remembered; 0 for none."""
+    behind: int
+    """How many messages are behind that one."""
+
+    @property
+    def length(self) -> int:
+        """How many messages are known."""
+        return 0 if self.known is None else self.known.length
+
+
+_WHOLE = _Plan(memoryview(b""), None, 0, 0, 0)
+
+
+def _beginning_of(tools: _Chain, system: _Chain, marks: int) -> Beginning:
+    found = [
+        Breakpoint(digest, ttl_s, size, 0)
+        for digest, ttl_s, size, _ in (*tools.breakpoints, *system.breakpoints)
+    ]
+    return Beginning(system.digest, system.size, tuple(found), marks)
+
+
+def _untold(*sizes: int) -> bool:
+    """Whether digests of texts of these sizes tell nothing of them."""
+    return all(size == 0 or size >= MIN_BYTES for size in sizes)
+
+
+def _said(text: str) -> list[_Message]:
+    """Write a prompt that is a string as the message that it stands for."""
+    return [_Message(Raw(b'"user"'), Raw(msgspec.json.encode(text)))]
 
 
 class _Reading:
@@ -351,13 +510,24 @@ class _Reading:
     looked for marks; if these are not all that the body has, everything is searched.
     """
 
-    __slots__ = ("_brackets", "_bytes", "_key", "_mark", "_salt", "_tail", "lost", "marks")
+    __slots__ = (
+        "_brackets",
+        "_bytes",
+        "_key",
+        "_mark",
+        "_salt",
+        "_tail",
+        "lost",
+        "marks",
+        "thorough",
+    )
 
     def __init__(self, salt: int, key: bytes, mark: re.Pattern[bytes], *, thorough: bool) -> None:
         self._salt = salt
         self._key = key
         self._mark = mark
         self._tail = slice(None if thorough else -_TAIL_BYTES, None)
+        self.thorough = thorough
         self.marks = 0
         """How many were found that look like one."""
         self._brackets = _MAX_BRACKETS
@@ -390,25 +560,27 @@ class _Reading:
 
     def add_messages(self, chain: _Chain, messages: Sequence[_Message]) -> bytes:
         """Take messages; returns the digest of the second alone, if it tells."""
-        key, tail, add = self._key, self._tail, chain.add
+        key, tail, add, quick = self._key, self._tail, chain.add, not self.thorough
+        others = messages[0].__struct_fields__[2:] if messages else ()
         second = b""
         for message in messages:
             content = bytes(message.content)
             head: Raw | bytes = message.role
-            if type(message) is not _Message:
-                others = [getattr(message, name) for name in message.__struct_fields__[2:]]
-                head = b"".join((head, *others))
-            if key in content[tail]:
+            if others:
+                head = b"".join((head, *[getattr(message, name) for name in others]))
+            plain: bytes | memoryview
+            if quick and content.endswith(_TEXT_END) and content.startswith(_COMPACT):
+                # Behind a mark at the end there is a brace more.
+                plain = content[_COMPACT_BYTES:-2]
+                add(head, plain)
+            elif key in content[tail]:
                 plain = self._add_marked(chain, bytes(head), content)
                 if self.lost:
                     break
-            elif content.startswith(_COMPACT) and content.endswith(_TEXT_END):
-                plain = content[_COMPACT_BYTES:-2]
-                add(head, plain)
             else:
                 plain = _plain(content)
                 add(head, plain)
-            if len(chain.ends) == 2 and len(plain) >= _TELLING_BYTES:
+            if chain.count == 2 and len(plain) >= _TELLING_BYTES:
                 second = xxh3_128_digest(bytes(head) + plain, self._salt)
         return second
 
@@ -474,16 +646,6 @@ class _Reading:
                 marks.append((size, _ttl_s(found[1])))
         pieces.append(view[kept:])
         return b"".join(pieces), marks
-
-
-def _items_of(value: Raw) -> list[_Item] | None:
-    """Decode a list of items; None for anything else."""
-    if bytes(memoryview(value)[:1]) != b"[":
-        return None
-    try:
-        return _items.decode(value)
-    except msgspec.MsgspecError:
-        return None
 
 
 def _ttl_s(control: bytes) -> int:

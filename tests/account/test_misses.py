@@ -25,6 +25,7 @@ from tests.account.test_pricing import HOUR, NOW, SONNET, cost_map
 Body = dict[str, Any]
 MODEL = "claude-sonnet-4-5"
 LABELS = TEAM | {"model": MODEL}
+PREFIXES = {dialect: PrefixReader(dialect, 7) for dialect in Dialect}
 SHORT, LONG = {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}
 
 
@@ -51,7 +52,7 @@ def turns(*texts: str, control: Mapping[str, str] | None = SHORT) -> list[Body]:
 def facts_of(body: Body, dialect: Dialect = Dialect.ANTHROPIC, **style: Any) -> RequestFacts:
     raw = json.dumps(body, **style).encode()
     length = [(b"content-length", b"%d" % len(raw))]
-    reader = BodyReader(length, 1 << 25, dialect=dialect, prefixes=PrefixReader(dialect, 7))
+    reader = BodyReader(length, 1 << 25, dialect=dialect, prefixes=PREFIXES[dialect])
     reader.feed(raw)
     for _ in reader.finish():
         pass

@@ -1,0 +1,216 @@
+"""What was digested before is known: it is found, it is the same, and it is bounded."""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sidecar.exchange import Dialect, Prefix
+from sidecar.observe import recall
+from sidecar.observe.prefix import PrefixReader
+from sidecar.observe.recall import Beginning, Recall, Stretch
+from sidecar.observe.request import BodyReader
+
+Json = dict[str, Any]
+MARK: Json = {"cache_control": {"type": "ephemeral"}}
+POINT: Json = {"cachePoint": {"type": "default"}}
+STYLES: list[Json] = [{"separators": (",", ":")}, {}, {"indent": 1}]
+
+
+def read(raw: bytes, reader: PrefixReader, dialect: Dialect) -> Prefix | None:
+    body = BodyReader(
+        [(b"content-length", b"%d" % len(raw))], 1 << 25, dialect=dialect, prefixes=reader
+    )
+    body.feed(raw)
+    for _ in body.finish():
+        pass
+    return body.facts().prefix
+
+
+def conversation(dice: random.Random, dialect: Dialect) -> Iterator[Json]:
+    """Grow a conversation, change it now and then, and move its marks about."""
+    converse = dialect is Dialect.BEDROCK_CONVERSE
+    said: list[Json] = []
+    tools: Any = [{"name": "t", "input_schema": {"title": "x" * dice.choice([0, 400])}}]
+    system: Any = [{"text": "rules " * dice.choice([1, 50]), "type": "text"}]
+    if dice.random() < 0.5:
+        system[0] |= MARK
+        system.append({"text": "more"} | MARK)
+
+    def words() -> str:
+        return dice.choice(["a", "é\\", '"},{"role":"']) * dice.choice([1, 40, 2000])
+
+    def message(role: str, nested: int) -> Json:
+        block: Json = {"type": "text", "text": words()}
+        within = [message("user", 0) for _ in range(nested)]
+        called: Json = {"type": "tool_use", "input": {"said": within}}
+        content: Any = dice.choice([words(), [block], [block, called], [called, block]])
+        made = {"role": role, "content": content}
+        return dict(reversed(made.items())) if dice.random() < 0.05 else made
+
+    for _ in range(12):
+        for role in ("user", "assistant", "user"):
+            said.append(message(role, dice.choice([0, 0, 3])))
+        if dice.random() < 0.2:
+            said[dice.randrange(len(said))] = message("user", 0)
+        if dice.random() < 0.2:
+            said = said[: dice.randrange(1, len(said) + 1)]
+        messages: list[Json] = [dict(each) for each in said]
+        for at in {len(messages) - 1, *dice.choices(range(len(messages)), k=dice.choice([0, 1]))}:
+            content = messages[at]["content"]
+            blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            marked = [*blocks, POINT] if converse else [*blocks[:-1], blocks[-1] | MARK]
+            messages[at]["content"] = marked
+        if dialect is Dialect.OPENAI_CHAT and dice.random() < 0.7:
+            head = [
+                {"role": "system", "content": "s" * size} for size in (dice.choice([9, 99]), 50)
+            ]
+            messages = [*head[: dice.choice([1, 2])], *messages]
+        if dialect is Dialect.OPENAI_RESPONSES:
+            yield {"instructions": system, "input": messages}
+        elif converse:
+            yield {"toolConfig": {"tools": tools}, "system": system, "messages": messages}
+        elif dialect is Dialect.OPENAI_CHAT:
+            yield {"tools": tools, "messages": messages}
+        else:
+            yield {"tools": tools, "system": system, "messages": messages}
+
+
+@pytest.mark.parametrize("dialect", [each for each in Dialect if each.value != "bedrock_invoke"])
+def test_known_is_what_would_be_found_anew(dialect: Dialect) -> None:
+    """However a conversation grows, is changed, is spelled, and where its marks stand."""
+    reader = PrefixReader(dialect, 7)
+    known = 0
+    for seed in range(40):
+        dice = random.Random(seed)
+        style = dice.choice(STYLES)
+        for body in conversation(dice, dialect):
+            raw = json.dumps(body, **style).encode()
+            messages = body.get("messages", body.get("input"))
+            text = json.dumps(messages, **style).encode()
+            known += reader._recall.stretch(memoryview(text))[0] is not None
+            assert read(raw, reader, dialect) == read(raw, PrefixReader(dialect, 7), dialect)
+    assert known > 50
+
+
+def growing(count: int, size: int = 2000) -> bytes:
+    """Write a request of an agent, of so many messages, the last of which is marked."""
+    messages: list[Json] = [
+        {"role": "user", "content": [{"type": "text", "text": f"{at} " * (size // 3)}]}
+        for at in range(count)
+    ]
+    messages[-1]["content"][0] |= MARK
+    return json.dumps({"messages": messages}, separators=(",", ":")).encode()
+
+
+def test_most_of_a_conversation_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what grows by two messages a time, a quarter is gone through at most."""
+    reader = PrefixReader(Dialect.ANTHROPIC, 7)
+    for count in range(20, 60, 2):
+        raw = growing(count)
+        text = memoryview(raw)[len('{"messages":') : -1]
+        _, end = reader._recall.stretch(text)
+        assert count == 20 or end > len(text) * 0.7
+        assert read(raw, reader, Dialect.ANTHROPIC) is not None
+
+
+def test_another_text_is_not_known() -> None:
+    """A stretch is one of its text, of its dialect's mark and of its salt."""
+    reader = PrefixReader(Dialect.ANTHROPIC, 7)
+    raw = growing(20)
+    read(raw, reader, Dialect.ANTHROPIC)
+    for changed in (raw.replace(b"0 0 0", b"0 0 1", 1), raw.replace(b"user", b"tool", 1)):
+        text = memoryview(changed)[len('{"messages":') : -1]
+        assert reader._recall.stretch(text) == (None, 0)
+
+
+def test_what_is_held_is_bounded() -> None:
+    """Whoever makes up prompts has the oldest forgotten; what is used stays."""
+    held = Recall(7, b'"cache_control"')
+    text = memoryview(growing(20)[len('{"messages":') : -1])
+    end = held.place(text, 0)
+    stretch = Stretch(10, b"e" * 160, 5, b"", b"", 0)
+    used = Beginning(b"d" * 32, 40, (), 0)
+    held.keep_beginning(1, used)
+    for number in range(20_000):
+        other = memoryview(b"%d" % number + bytes(text))
+        held.keep_stretch(other, end, Stretch(200, bytes(3200), 5, b"", b"", 0))
+        held.keep_beginning(-number - 5, used)
+        if number % 1000 == 0:
+            held.keep_stretch(text, end, stretch)
+        assert held.beginning(1) is used
+        assert held.stretch(text) == (stretch, end)
+    taken = sum(
+        sys.getsizeof(each) + sum(map(sys.getsizeof, each)) for each in held._stretches.values()
+    )
+    assert 4e6 < taken < 10e6
+    assert len(held._beginnings) == 512
+
+
+def test_nothing_of_a_prompt_is_held() -> None:
+    """Neither its text, nor a digest of so little that it could be found out."""
+    reader = PrefixReader(Dialect.ANTHROPIC, 7)
+    body = json.loads(growing(20).replace(b"1 1", b"canary"))
+    body["system"] = [{"type": "text", "text": "canary " * 50} | MARK]
+    body["tools"] = [{"name": "canary" * 50}]
+    raw = json.dumps(body).encode()
+    for _ in range(2):
+        assert read(raw, reader, Dialect.ANTHROPIC) is not None
+    assert reader._recall._beginnings
+    assert reader._recall._stretches
+    del body, raw
+    seen: set[int] = set()
+    left: list[object] = [reader._recall]
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(each, type):
+            continue
+        seen.add(id(each))
+        assert not isinstance(each, memoryview | bytearray)
+        assert not isinstance(each, bytes) or b"canary" not in each
+        assert not isinstance(each, str) or "canary" not in each
+        left += gc.get_referents(each)
+
+
+@pytest.mark.parametrize(
+    ("change", "beginnings", "stretches"),
+    [
+        ({}, 1, 1),
+        ({"system": "short"}, 0, 1),
+        ({"tools": [{"name": "short"}]}, 0, 1),
+        ({"system": [{"type": "text", "text": "short"} | MARK, {"text": "x" * 99} | MARK]}, 0, 1),
+        ({"messages": "short"}, 1, 0),
+    ],
+)
+def test_short_texts_are_not_kept(change: Json, beginnings: int, stretches: int) -> None:
+    """The quick digest of a few bytes could be turned back into them."""
+    body = json.loads(growing(20))
+    if change.get("messages"):
+        body["messages"][0]["content"] = change["messages"]
+        change = {}
+    reader = PrefixReader(Dialect.ANTHROPIC, 7)
+    assert read(json.dumps(body | change).encode(), reader, Dialect.ANTHROPIC) is not None
+    assert len(reader._recall._beginnings) == beginnings
+    assert len(reader._recall._stretches) == stretches
+
+
+def test_place_of_a_stretch() -> None:
+    """Between two messages, before the first mark, and behind what is known."""
+    held = Recall(7, b'"cache_control"')
+    text = growing(20)[len('{"messages":') : -1]
+    end = held.place(memoryview(text), 0)
+    assert text[end:].startswith(b',{"role":')
+    assert held.place(memoryview(text), end) == 0
+    for where, least in ((0, 0), (11_000, 4096)):
+        marked = text[:where] + text[where:].replace(b'"text":"', b'"cache_control":"')
+        assert least <= held.place(memoryview(marked), 0) <= where
+    assert held.place(memoryview(text[:4000]), 0) == 0
+    assert held.place(memoryview(text.replace(b'},{"role"', b'}, \n{"role"')), 0) == 0
+    assert held.place(memoryview(text.replace(b'},{"role"', b'}, {"role"')), 0) > 0
+    assert recall._PLACES[-1] > 4 * 1024 * 1024
