@@ -63,7 +63,7 @@ _CATCH_UP_S = 0.005
 _READ_AFTER_S = 0.01
 """Requests wait so long to be read together: models take longer, and with other work in between
 each would find the processor's caches without the reader's code, which doubles its cost."""
-_READ_S = 0.0005
+_READ_S = 0.001
 """So long the loop is held to read them."""
 
 

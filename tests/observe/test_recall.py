@@ -54,9 +54,11 @@ def conversation(dice: random.Random, dialect: Dialect) -> Iterator[Json]:
         made = {"role": role, "content": content}
         return dict(reversed(made.items())) if dice.random() < 0.05 else made
 
+    sizes: tuple[int, ...] = dice.choice([(), (9,), (99,), (99, 50), (99, 5000)])
+    head: list[Json] = [{"role": "system", "content": "s" * size} for size in sizes]
     for _ in range(12):
-        for role in ("user", "assistant", "user"):
-            said.append(message(role, dice.choice([0, 0, 3])))
+        roles = ("user", "assistant", "user")
+        said += [message(role, dice.choice([0, 0, 3])) for role in roles]
         if dice.random() < 0.2:
             said[dice.randrange(len(said))] = message("user", 0)
         if dice.random() < 0.2:
@@ -67,11 +69,8 @@ def conversation(dice: random.Random, dialect: Dialect) -> Iterator[Json]:
             blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
             marked = [*blocks, POINT] if converse else [*blocks[:-1], blocks[-1] | MARK]
             messages[at]["content"] = marked
-        if dialect is Dialect.OPENAI_CHAT and dice.random() < 0.7:
-            head = [
-                {"role": "system", "content": "s" * size} for size in (dice.choice([9, 99]), 50)
-            ]
-            messages = [*head[: dice.choice([1, 2])], *messages]
+        if dialect is Dialect.OPENAI_CHAT:
+            messages = [*head, *messages]
         if dialect is Dialect.OPENAI_RESPONSES:
             yield {"instructions": system, "input": messages}
         elif converse:
@@ -96,7 +95,7 @@ def test_known_is_what_would_be_found_anew(dialect: Dialect) -> None:
             text = json.dumps(messages, **style).encode()
             known += reader._recall.stretch(memoryview(text))[0] is not None
             assert read(raw, reader, dialect) == read(raw, PrefixReader(dialect, 7), dialect)
-    assert known > 50
+    assert known > 30
 
 
 def growing(count: int, size: int = 2000) -> bytes:
@@ -209,8 +208,25 @@ def test_place_of_a_stretch() -> None:
     assert held.place(memoryview(text), end) == 0
     for where, least in ((0, 0), (11_000, 4096)):
         marked = text[:where] + text[where:].replace(b'"text":"', b'"cache_control":"')
-        assert least <= held.place(memoryview(marked), 0) <= where
+        found = held.place(memoryview(marked), 0)
+        assert least <= found <= where + 100
+        assert b"cache_control" not in marked[:found]
     assert held.place(memoryview(text[:4000]), 0) == 0
     assert held.place(memoryview(text.replace(b'},{"role"', b'}, \n{"role"')), 0) == 0
     assert held.place(memoryview(text.replace(b'},{"role"', b'}, {"role"')), 0) > 0
-    assert recall._PLACES[-1] > 4 * 1024 * 1024
+    assert recall._PLACES[-1] > 4_000_000
+
+
+@pytest.mark.parametrize("messages", [None, [], 1, "a" * 20_000])
+def test_long_bodies_without_messages(messages: Any) -> None:
+    """They have a prefix as far as their system prompt reaches, as short ones do."""
+    system = [{"type": "text", "text": "rules " * 3000} | MARK]
+    body: Json = {"system": system} | ({} if messages is None else {"messages": messages})
+    reader = PrefixReader(Dialect.ANTHROPIC, 7)
+    found = read(json.dumps(body).encode(), reader, Dialect.ANTHROPIC)
+    if messages:
+        assert found is None
+    else:
+        assert found is not None
+        assert [each.messages for each in found.breakpoints] == [0]
+        assert found.messages == b""
