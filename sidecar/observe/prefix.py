@@ -329,6 +329,8 @@ class PrefixReader:
         if isinstance(messages, Raw):
             text = memoryview(messages)
             plan = self._plan(text)
+            if in_steps:
+                yield
             messages = self._decoded(text, plan.known_to)
             if in_steps:
                 yield

@@ -319,7 +319,7 @@ def test_large_bodies_give_the_loop_a_turn() -> None:
         prefixes=PrefixReader(Dialect.ANTHROPIC, 7),
     )
     reader.feed(raw)
-    assert len(list(reader.finish())) == 5
+    assert len(list(reader.finish())) == 6
     assert reader.facts().prefix is not None
 
 
