@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,7 @@ __all__ = ["Ledger", "client_of", "provider_of"]
 logger = logging.getLogger("sidecar.account")
 
 OTHER = "other"
+_DEPLOYMENT = b"x-litellm-model-id"
 _MAX_VALUE_CHARS = 200
 _MAX_ALIKE = 4096
 """Ways to be named, and owners of each, that are remembered; then all are found out anew."""
@@ -176,10 +178,21 @@ class _Place(NamedTuple):
 class _Alike:
     """What is found out once for all answers that are named alike."""
 
-    __slots__ = ("alias", "asked", "minimum", "places", "provider", "team", "values")
+    __slots__ = (
+        "alias",
+        "asked",
+        "deployment",
+        "minimum",
+        "places",
+        "provider",
+        "team",
+        "values",
+    )
 
-    def __init__(self, provider: str, asked: Asked, values: list[str]) -> None:
+    def __init__(self, provider: str, deployment: str, asked: Asked, values: list[str]) -> None:
         self.provider = provider
+        self.deployment = deployment
+        """LiteLLM's name of it."""
         self.asked = asked
         self.minimum = minimum_of(asked.model_name, asked.response_model, asked.requested)
         """Tokens that a prefix must have to be cached."""
@@ -398,7 +411,7 @@ class Ledger:
             priced = cost if isinstance(cost, Cost) else None
             try:
                 verdict = self._misses.judge(
-                    exchange, observation, outcome, key, alike.minimum, priced
+                    exchange, observation, outcome, key, alike.deployment, alike.minimum, priced
                 )
             except Exception as exc:
                 # Tokens and money are counted all the same.
@@ -523,7 +536,7 @@ class Ledger:
             exchange.facts.model,
             observation.response_model,
             _ID_PREFIXES.get(message_id[:9]) or _ANTHROPIC_ID.match(message_id) is None,
-            headers.get(b"x-litellm-model-id"),
+            headers.get(_DEPLOYMENT),
             headers.get(b"x-litellm-model-name"),
             headers.get(b"x-litellm-model-api-base"),
             headers.get(b"x-litellm-team-alias"),
@@ -546,6 +559,7 @@ class Ledger:
     def _resolved(self, exchange: Exchange, observation: Observation) -> _Alike:
         alike = _Alike(
             provider_of(exchange, observation),
+            sys.intern((header(exchange.response_headers, _DEPLOYMENT) or b"").decode("latin-1")),
             asked_of(exchange, observation),
             [
                 exchange.facts.model or UNKNOWN,

@@ -13,7 +13,6 @@ take each when it comes, with other work's code and data in the processor's cach
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
@@ -28,7 +27,6 @@ from sidecar.exchange import (
     Outcome,
     Prefix,
     Usage,
-    header,
 )
 
 __all__ = ["NOTHING", "MissTracker", "Verdict", "Written"]
@@ -131,7 +129,7 @@ class _Answer(NamedTuple):
     model: str | None
     """The model that was asked for."""
     key: int
-    deployment: bytes | None
+    deployment: str
     began: float
     since: float
     """When what it wrote could be read."""
@@ -204,6 +202,7 @@ class MissTracker:
         observation: Observation,
         outcome: Outcome,
         key: int,
+        deployment: str,
         minimum: int,
         cost: Cost | None,
     ) -> Verdict:
@@ -211,6 +210,7 @@ class MissTracker:
 
         Args:
             key: the number of the request's key.
+            deployment: LiteLLM's name of what answered; the same object for the same one.
             minimum: how many tokens a prefix must have for the model to keep it.
             cost: None where no price is known.
         """
@@ -230,7 +230,7 @@ class MissTracker:
             facts.prefix,
             facts.model,
             key,
-            header(exchange.response_headers, b"x-litellm-model-id"),
+            deployment,
             began,
             began + (exchange.duration_s if first_byte_s is None else first_byte_s),
             outcome,
@@ -271,7 +271,7 @@ class MissTracker:
             prefix,
             tuple([hash(scope + each.digest) for each in prefix.breakpoints]),
             scope,
-            sys.intern((answer.deployment or b"").decode("latin-1")),
+            answer.deployment,
             answer.began,
             answer.since,
         )

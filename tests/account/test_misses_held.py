@@ -76,7 +76,7 @@ def test_ten_thousand_conversations_take_less_than_64_mb() -> None:
     play = Play(max_conversations=10_000)
     wrote = Observation(Status.COMPLETE, Usage(7, 5, 0, 6000, 5000, 1000))
 
-    def ask(number: int, turn: int, deployment: bytes) -> None:
+    def ask(number: int, turn: int, deployment: str) -> None:
         dice = random.Random(number)
         tools, system, second = (dice.randbytes(16) for _ in range(3))
         messages = dice.randbytes(16 * (2 * turn + 1))
@@ -93,15 +93,14 @@ def test_ten_thousand_conversations_take_less_than_64_mb() -> None:
             4000,
         )
         facts = RequestFacts("m", None, True, None, prefix)
-        given = exchange()._replace(
-            facts=facts, response_headers=[(b"x-litellm-model-id", deployment)]
-        )
-        play.tracker.judge(given, wrote, Outcome.WRITE, hash(b"%d" % number), 1024, None)
+        given = exchange()._replace(facts=facts)
+        key = hash(b"%d" % number)
+        play.tracker.judge(given, wrote, Outcome.WRITE, key, deployment, 1024, None)
 
     gc.disable()  # it would go through all of it again and again
     try:
         for number in range(10_000):
-            for turn, deployment in ((0, b"a"), (1, b"a"), (1, b"b"), (1, b"c"), (1, b"d")):
+            for turn, deployment in ((0, "a"), (1, "a"), (1, "b"), (1, "c"), (1, "d")):
                 ask(number, turn, deployment)
     finally:
         gc.enable()
