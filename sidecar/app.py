@@ -52,6 +52,7 @@ from sidecar.exchange import (
 )
 from sidecar.lines import Channel, LineWriter, Losses
 from sidecar.observe.prefix import PrefixReader
+from sidecar.observe.recall import Recall
 from sidecar.observe.request import BodyReader
 from sidecar.observe.rewrite import Rewriter
 from sidecar.observe.tap import outcome_of, tap_for
@@ -85,7 +86,8 @@ class _Observer:
         salt = secrets.randbits(64)
         self._prefixes: dict[Dialect, PrefixReader] = {}
         if prefixes:
-            self._prefixes = {dialect: PrefixReader(dialect, salt) for dialect in Dialect}
+            recall = Recall(salt)
+            self._prefixes = {dialect: PrefixReader(dialect, salt, recall) for dialect in Dialect}
 
     def _ttls_wanted(self) -> bool:
         return self._prices is not None and self._prices.pricing.ttls_wanted

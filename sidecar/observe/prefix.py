@@ -280,9 +280,11 @@ class PrefixReader:
 
     Args:
         salt: of the digests, 64 bits.
+        recall: what was digested before, under the same salt; shared with readers of other
+            dialects.
     """
 
-    def __init__(self, dialect: Dialect, salt: int) -> None:
+    def __init__(self, dialect: Dialect, salt: int, recall: Recall | None = None) -> None:
         self._salt = salt
         self._dialect = dialect
         self._reader = _READERS[dialect]
@@ -290,7 +292,8 @@ class PrefixReader:
         self._key, self._mark = (
             (b'"cachePoint"', _POINT) if converse else (b'"cache_control"', _CONTROL)
         )
-        self._recall = Recall(salt, self._key)
+        self._kind = dialect.value.encode()
+        self._recall = recall or Recall(salt)
         self._simple = dialect not in (Dialect.OPENAI_CHAT, Dialect.OPENAI_RESPONSES)
         """Whether a message is a role and a content, and nothing else."""
 
@@ -368,8 +371,8 @@ class PrefixReader:
 
     def _plan(self, text: memoryview) -> _Plan:
         """Say what of a list of messages is known, and what is to be."""
-        known, known_to = self._recall.stretch(text)
-        keep_to = self._recall.place(text, known_to)
+        known, known_to = self._recall.stretch(self._kind, text)
+        keep_to = self._recall.place(text, known_to, self._key)
         behind = self._decoded(text, keep_to) if keep_to else None
         if behind is None:
             keep_to = 0  # it was within a message
@@ -379,7 +382,7 @@ class PrefixReader:
         """Digest tools and system prompt, or know them."""
         name = None
         if not reading.thorough:
-            name = self._recall.name(prompt.tools, prompt.system)
+            name = self._recall.name(self._kind, prompt.tools, prompt.system)
             known = self._recall.beginning(name)
             if known is not None:
                 reading.marks += known.marks
@@ -437,7 +440,7 @@ class PrefixReader:
             if _untold(first_size if known is None else 0, system_size):
                 ends, size = b"".join(rest.ends), rest.size - beginning.size
                 stretch = Stretch(rest.count, ends, size, second, system_end, system_size)
-                self._recall.keep_stretch(plan.text, plan.keep_to, stretch)
+                self._recall.keep_stretch(self._kind, plan.text, plan.keep_to, stretch)
         if in_steps:
             second = (yield from reading.add_in_steps(rest, messages)) or second
         else:

@@ -16,17 +16,19 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import NamedTuple
 
+from msgspec import Raw
 from xxhash import xxh3_128_digest
 
 from sidecar.exchange import Breakpoint
 from sidecar.observe.members import find_in_windows
 
-__all__ = ["MIN_BYTES", "Beginning", "Recall", "Stretch"]
+__all__ = ["MAX_HELD_BYTES", "MIN_BYTES", "Beginning", "Recall", "Stretch"]
 
 MIN_BYTES = 32
 """From the digest of a shorter text that text could be found out."""
+MAX_HELD_BYTES = 3 * 1024 * 1024
+"""What all stretches may take."""
 _MAX_BEGINNINGS = 512
-_MAX_HELD_BYTES = 8 * 1024 * 1024
 _ENTRY_BYTES = 512
 """What a stretch takes beside the digests of its messages, about."""
 _PLACES = [4096 * 5**step // 4**step for step in range(32)]
@@ -66,24 +68,24 @@ class Stretch(NamedTuple):
 
 
 class Recall:
-    """Remembers beginnings and stretches of one dialect.
+    """Remembers beginnings and stretches.
+
+    What a `kind` is given for is found again for the same one alone.
 
     Args:
         salt: of the digests, 64 bits.
-        key: begins a mark.
     """
 
-    def __init__(self, salt: int, key: bytes) -> None:
+    def __init__(self, salt: int) -> None:
         self._salt = salt
-        self._key = key
         self._beginnings: OrderedDict[int, Beginning] = OrderedDict()
         self._stretches: OrderedDict[int, Stretch] = OrderedDict()
         self._held_bytes = 0
 
-    def name(self, tools: bytes | memoryview, system: bytes | memoryview) -> int:
+    def name(self, kind: bytes, tools: Raw, system: Raw) -> int:
         """Name a beginning, by its text."""
         salt = self._salt
-        return hash(xxh3_128_digest(tools, salt) + xxh3_128_digest(system, salt))
+        return hash(kind + xxh3_128_digest(tools, salt) + xxh3_128_digest(system, salt))
 
     def beginning(self, name: int) -> Beginning | None:
         """Look a beginning up."""
@@ -99,7 +101,7 @@ class Recall:
             if len(self._beginnings) > _MAX_BEGINNINGS:
                 self._beginnings.popitem(last=False)
 
-    def stretch(self, text: memoryview) -> tuple[Stretch | None, int]:
+    def stretch(self, kind: bytes, text: memoryview) -> tuple[Stretch | None, int]:
         """Find the longest stretch that is known of a list of messages.
 
         Returns:
@@ -109,17 +111,18 @@ class Recall:
         for step in range(top, max(top - _TRIES, -1), -1):
             end = _between(text, _PLACES[step])
             if end > 0:
-                name = self._name(text, end)
+                name = self._name(kind, text, end)
                 found = self._stretches.get(name)
                 if found is not None:
                     self._stretches.move_to_end(name)
                     return found, end
         return None, 0
 
-    def place(self, text: memoryview, known: int) -> int:
+    def place(self, text: memoryview, known: int, key: bytes) -> int:
         """Say where a stretch of a list of messages ends that is to be remembered.
 
         Args:
+            key: begins a mark.
             known: how far it is known.
 
         Returns:
@@ -128,7 +131,7 @@ class Recall:
         top = bisect_right(_PLACES, len(text)) - 1
         if top < 0 or _PLACES[top] <= known:
             return 0
-        mark = find_in_windows(bytes(text[known:]), self._key, 0)
+        mark = find_in_windows(bytes(text[known:]), key, 0)
         mark = len(text) if mark < 0 else known + mark
         for step in range(top, -1, -1):
             if _PLACES[step] <= known:
@@ -139,16 +142,16 @@ class Recall:
                     return end
         return 0
 
-    def keep_stretch(self, text: memoryview, end: int, stretch: Stretch) -> None:
+    def keep_stretch(self, kind: bytes, text: memoryview, end: int, stretch: Stretch) -> None:
         """Remember a stretch."""
-        self._stretches[self._name(text, end)] = stretch
+        self._stretches[self._name(kind, text, end)] = stretch
         self._held_bytes += _ENTRY_BYTES + len(stretch.ends)
-        while self._held_bytes > _MAX_HELD_BYTES:
+        while self._held_bytes > MAX_HELD_BYTES:
             _, gone = self._stretches.popitem(last=False)
             self._held_bytes -= _ENTRY_BYTES + len(gone.ends)
 
-    def _name(self, text: memoryview, end: int) -> int:
-        return hash(xxh3_128_digest(text[:end], self._salt))
+    def _name(self, kind: bytes, text: memoryview, end: int) -> int:
+        return hash(kind + xxh3_128_digest(text[:end], self._salt))
 
 
 def _between(text: memoryview, at: int) -> int:

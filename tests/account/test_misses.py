@@ -18,6 +18,7 @@ from sidecar.account.pricing import Pricing
 from sidecar.demo.provider import PromptCache
 from sidecar.exchange import Dialect, Exchange, MissReason, RequestFacts, Usage
 from sidecar.observe.prefix import PrefixReader
+from sidecar.observe.recall import Recall
 from sidecar.observe.request import BodyReader
 from tests.account.test_ledger import TEAM, Books, exchange
 from tests.account.test_pricing import HOUR, NOW, SONNET, cost_map
@@ -25,7 +26,8 @@ from tests.account.test_pricing import HOUR, NOW, SONNET, cost_map
 Body = dict[str, Any]
 MODEL = "claude-sonnet-4-5"
 LABELS = TEAM | {"model": MODEL}
-PREFIXES = {dialect: PrefixReader(dialect, 7) for dialect in Dialect}
+RECALL = Recall(7)
+PREFIXES = {dialect: PrefixReader(dialect, 7, RECALL) for dialect in Dialect}
 SHORT, LONG = {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}
 
 
