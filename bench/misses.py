@@ -5,6 +5,9 @@ of misses, one that tells their reasons, and, if a directory is given, the sidec
 checkout, such as one from before the feature. Each is a process of its own on a core of its own;
 they are measured in turns, and what is shown is the processor time of one request: the least of
 the rounds, which other work disturbed least, and the median.
+
+Behind that, what the reader of requests alone takes for 100 KB, in a tight loop: the same request
+again, as above; those of a conversation that grows; and those of new ones.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -29,6 +33,9 @@ from bench import bodies
 from bench.accounting import cpu_s, process_tree
 from bench.measures import MeasureError, build_upstream, upstream
 from bench.proxies import LOAD_CORE, PROXY_CORE, pinned
+from sidecar.exchange import Dialect
+from sidecar.observe.prefix import PrefixReader
+from sidecar.observe.request import BodyReader
 from tests.support.process import ManagedProcess, free_port
 
 __all__ = ["main", "request"]
@@ -38,6 +45,7 @@ _CONNECTIONS = 16
 _WAIT_MS = 20
 """An answer comes up to so much later: a provider's never comes before its request is read."""
 _SIZES = (1, 10, 100)
+_PIECE_BYTES = 64 * 1024
 _BOUNDS = {"off": 1.10, "on": 1.20}
 _SOURCE = (
     "def add(self, head: bytes) -> None:\n"
@@ -79,6 +87,46 @@ def request(kilobytes: int) -> bytes:
         "max_tokens": 1024,
     }
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _conversation(number: int, turns: int) -> bytes:
+    """Write a request of 2 KB a message, the last of which is marked."""
+    body: dict[str, Any] = json.loads(request(100))
+    control = body["messages"][-1]["content"][0]["cache_control"]
+    body["messages"] = [
+        {
+            "role": "user" if at % 2 == 0 else "assistant",
+            "content": [{"type": "text", "text": f"{number} {at} {_text(2000)}"}],
+        }
+        for at in range(2 * turns + 1)
+    ]
+    body["messages"][-1]["content"][0]["cache_control"] = control
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+_READ: dict[str, list[bytes]] = {
+    "the same": [request(100)] * 40,
+    "growing": [_conversation(number, turns) for turns in range(10, 18) for number in range(5)],
+    "new": [_conversation(number, 14) for number in range(40)],
+}
+
+
+def _read_us(requests: list[bytes], salt: int | None) -> float:
+    """Read requests one after the other; returns the processor time of one, as a mean.
+
+    Args:
+        salt: of a reader of prefixes; None for none.
+    """
+    prefixes = None if salt is None else PrefixReader(Dialect.ANTHROPIC, salt)
+    began = time.thread_time()
+    for body in requests:
+        length = [(b"content-length", b"%d" % len(body))]
+        reader = BodyReader(length, 32 << 20, ttls=True, prefixes=prefixes)
+        for at in range(0, len(body), _PIECE_BYTES):
+            reader.feed(body[at : at + _PIECE_BYTES])
+        for _ in reader.finish():
+            pass
+    return (time.thread_time() - began) / len(requests) * 1e6
 
 
 @contextmanager
@@ -185,6 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"| {size} KB | {' | '.join(cells)} | {shown} |", flush=True)
             if size == _SIZES[-1]:
                 missed = any(ratio > _BOUNDS[name] for name, ratio in ratios.items())
+    print("\n| requests of 100 KB | reader, off | reader, on |\n| --- | --- | --- |")
+    for kind, requests in _READ.items():
+        off, on = (min(_read_us(requests, salt) for _ in range(15)) for salt in (None, 7))
+        print(f"| {kind} | {off:.0f} µs | {on:.0f} µs |")
     return int(missed)
 
 
