@@ -46,7 +46,7 @@ coverage: $(READY) ## Run the tests of `unit` and hold them to what they have to
 # Every branch of these two is held by their own tests alone.
 coverage-observe: export COVERAGE_FILE := .coverage.observe
 coverage-observe: $(READY)
-	$(BIN)/python -m coverage run -m pytest tests/observe tests/test_exchange.py
+	$(BIN)/python -m coverage run -m pytest --numprocesses 2 tests/observe tests/test_exchange.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --include="sidecar/observe/*,sidecar/exchange.py" --fail-under=100
 

@@ -917,6 +917,21 @@ async def test_answer_that_comes_before_its_request_is_read(
         assert side.value("litellm_sidecar_internal_errors_total", room="observe") == failed
 
 
+async def test_requests_are_read_while_the_upstream_works() -> None:
+    """All that wait are, each in its turn; one that has no end keeps nobody from an answer."""
+
+    async def serve(_: Received, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        writer.write(response(STREAM, b"200 OK", SSE_TYPE))
+
+    for slow, model in ((Slow(100), "asked"), (Slow(None), "unknown")):
+        async with upstream(serve) as up, running(up.url, observer=slow) as side:
+            answers = await asyncio.gather(*[ask(side.host, POST) for _ in range(20)])
+            assert all(answer.complete for answer in answers)
+            assert side.value("litellm_sidecar_output_tokens_total", model=model) == 320
+            assert side.value("litellm_sidecar_internal_errors_total") == 0
+
+
 async def test_model_in_the_path_is_the_one_that_was_asked_for() -> None:
     """An ARN comes percent-encoded, and a body that says otherwise is not believed."""
     arn = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc"
