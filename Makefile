@@ -19,7 +19,7 @@ BENCH_BIN := .bench/python/bin
 FUZZ := .fuzz/venv
 PIP := -m pip --disable-pip-version-check --quiet
 # More than there are processors, as tests wait for others most of the time.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 # Where make has it, what runs beside each other is shown one after the other.
 BESIDE := --no-print-directory --jobs 4 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
