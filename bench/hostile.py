@@ -36,7 +36,7 @@ from sidecar.exchange import (
     Route,
     Status,
 )
-from sidecar.observe import prefix, request
+from sidecar.observe import asking, prefix, request
 from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.request import BodyReader
 
@@ -342,7 +342,7 @@ def _cases() -> Iterator[Body]:
         ("blanks before 1,000 marks", prefix, "_MAX_BLANKS", _blanks_before),
         ("ends of blanks", prefix, "_MAX_BLANKS", _ends),
         ("ends of many blanks", prefix, "_COUNTED_FROM_BYTES", lambda n: _ends(n // 32)),
-        ("false marks", request, "_MAX_KEYS", _false_marks),
+        ("false marks", asking, "_MAX_KEYS", _false_marks),
     ):
         bound = getattr(module, constant)
         for count in (bound - 200, bound + 200):

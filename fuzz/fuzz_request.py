@@ -8,26 +8,36 @@ from fuzz.harness import controlled, pieces, start
 
 with atheris.instrument_imports(include=["sidecar"]):
     from sidecar.exchange import Dialect, RequestFacts
-    from sidecar.observe import prefix, request
+    from sidecar.observe import asking, prefix, recall, request
 
 # So low that an input of a few kilobytes goes past them.
 prefix._MAX_MARKS, prefix._MAX_MESSAGES, prefix._MAX_TEXT_BYTES = 16, 32, 1024
 prefix._MAX_BRACKETS, prefix._MAX_WALKED_BYTES, prefix._MAX_ENDS = 64, 2048, 16
 prefix._STEP_MESSAGES, prefix._MAX_MARK_BYTES = 2, 128
-request._MAX_KEYS, request._DENSE_STEP_BYTES, request._STEP_BYTES = 16, 64, 1024
+prefix._LONG_BYTES, prefix._MAX_JOINED_BYTES = 512, 256
+recall._PLACES[:] = [64 * 5**step // 4**step for step in range(16)]
+asking._MAX_KEYS, request._DENSE_STEP_BYTES, request._STEP_BYTES = 16, 64, 1024
 request._PATIENCE, request._MAX_TOP_VALUES, request._MAX_TOP_QUOTES = 2, 32, 256
 DIALECTS = tuple(Dialect)
+READERS = {dialect: prefix.PrefixReader(dialect, 7) for dialect in Dialect}
 MARK = b',"cache_control":{"type":"ephemeral"}'
 PLAIN = b'{"type":"text","text":"a"'
 
 
-def read(dialect: Dialect, body: bytes, chunks: list[bytes], *, sized: bool) -> RequestFacts:
+def read(
+    dialect: Dialect,
+    body: bytes,
+    chunks: list[bytes],
+    *,
+    sized: bool,
+    prefixes: prefix.PrefixReader | None = None,
+) -> RequestFacts:
     reader = request.BodyReader(
         [(b"content-length", b"%d" % len(body))] if sized else [],
         1 << 20,
         ttls=True,
         dialect=dialect,
-        prefixes=prefix.PrefixReader(dialect, 7),
+        prefixes=prefixes or prefix.PrefixReader(dialect, 7),
     )
     for chunk in chunks:
         reader.feed(chunk)
@@ -42,6 +52,8 @@ def one_input(data: bytes) -> None:
     for sized in (True, False):
         whole = read(dialect, body, [body], sized=sized)
         assert whole == read(dialect, body, pieces(body, seed), sized=sized), whole
+        known = read(dialect, body, [body], sized=sized, prefixes=READERS[dialect])
+        assert whole == known, (whole, known)
     if dialect is Dialect.ANTHROPIC and (found := read(dialect, body, [body], sized=True).prefix):
         moved = body.replace(PLAIN + b"}", PLAIN + MARK + b"}")
         again = read(dialect, moved, [moved], sized=True).prefix

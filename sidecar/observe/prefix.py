@@ -22,10 +22,11 @@ from msgspec import Raw
 from xxhash import xxh3_128_digest
 
 from sidecar.exchange import Breakpoint, Dialect, Prefix
+from sidecar.observe.asking import Asking
 from sidecar.observe.members import MemberReader, end_of_item, find_in_windows
 from sidecar.observe.recall import MIN_BYTES, Beginning, Recall, Stretch
 
-__all__ = ["PrefixReader", "Prompt"]
+__all__ = ["Plan", "PrefixReader", "Prompt"]
 
 _TTL_S, _LONG_TTL_S = 300, 3600
 _MAX_BREAKPOINTS = 4
@@ -59,6 +60,7 @@ _MAX_BLANKS = 256
 """Blanks that are gone through to find the comma before or behind a mark, or a first text."""
 
 _NONE = Raw()
+_NOWHERE = memoryview(b"")
 _NOTHING = (b"", b"null")
 _ABSENT = (*_NOTHING, b"[]")
 
@@ -275,6 +277,60 @@ class _Chain:
         self.breakpoints.append(Breakpoint(digest, ttl_s, size, self.count))
 
 
+class Plan:
+    """What of a long prompt was digested before, and what is to be remembered of it.
+
+    Args:
+        text: the list of messages.
+        rest: what of it is behind the stretch that is known.
+        known_to: where that ends.
+        keep_to: where one ends that is to be remembered; 0 for none.
+        behind: how many messages are behind that one.
+    """
+
+    __slots__ = (
+        "asked",
+        "beginning",
+        "behind",
+        "hour",
+        "keep_to",
+        "keys",
+        "known",
+        "known_to",
+        "name",
+        "rest",
+        "text",
+    )
+
+    def __init__(
+        self,
+        text: memoryview = _NOWHERE,
+        rest: bytes = b"",
+        known: Stretch | None = None,
+        known_to: int = 0,
+        keep_to: int = 0,
+        behind: int = 0,
+    ) -> None:
+        self.text = text
+        self.rest = rest
+        self.known = known
+        self.known_to = known_to
+        self.keep_to = keep_to
+        self.behind = behind
+        self.name: int | None = None
+        """Of tools and system prompt."""
+        self.beginning: Beginning | None = None
+        """What is known of these."""
+        self.keys = 0
+        """How many places in them look like a mark."""
+        self.asked = self.hour = False
+
+    @property
+    def length(self) -> int:
+        """How many messages are known."""
+        return 0 if self.known is None else self.known.length
+
+
 class PrefixReader:
     """Reads request bodies of one dialect.
 
@@ -313,13 +369,54 @@ class PrefixReader:
         prompt: Prompt | None = reader.strict(body)
         return prompt
 
+    def plan(self, prompt: Any) -> Plan | None:
+        """Find out what of a long prompt is known, and what is to be; None for a short one."""
+        if not isinstance(prompt.messages, Raw):
+            return None
+        text = memoryview(prompt.messages)
+        known, known_to = self._recall.stretch(self._kind, text)
+        rest = bytes(text[known_to:])
+        mark = find_in_windows(rest, self._key, 0)
+        keep_to = self._recall.place(text, known_to, len(text) if mark < 0 else known_to + mark)
+        behind = self._decoded(rest[keep_to - known_to :], keep_to) if keep_to else None
+        if behind is None:
+            keep_to = 0  # it was within a message
+        plan = Plan(text, rest, known, known_to, keep_to, len(behind or ()))
+        if not isinstance(prompt, _Chat):
+            plan.name = self._recall.name(self._kind, prompt.tools, prompt.system)
+            plan.beginning = self._recall.beginning(plan.name)
+        return plan
+
+    def search(self, prompt: Any, plan: Plan, asking: Asking) -> int:
+        """Look for what asks for caching in a long prompt; returns how many places look like it.
+
+        What is known is not gone through again.
+        """
+        known = plan.beginning
+        if known is None:
+            parts = (prompt.tools,) if plan.name is None else (prompt.tools, prompt.system)
+            for part in parts:
+                own = Asking(True, asking.mark)
+                plan.keys += own.count(part)
+                plan.asked = plan.asked or bool(own.found.asked)
+                plan.hour = plan.hour or bool(own.found.hour)
+            keys, asked, hour = plan.keys, plan.asked, plan.hour
+        else:
+            keys, asked, hour = known.keys, known.asked, known.hour
+        asking.add(asked, hour, keys)
+        if prompt.cache_control:
+            control = bytes(memoryview(prompt.cache_control)[:_MAX_MARK_BYTES])
+            keys += asking.count(b'"cache_control":' + control)
+        return keys + asking.count(plan.rest)
+
     def prefix(
-        self, prompt: Any, marks: int, *, in_steps: bool
+        self, prompt: Any, plan: Plan | None, marks: int, *, in_steps: bool
     ) -> Generator[None, None, Prefix | None]:
         """Digest a prompt.
 
         Args:
-            marks: how many places in the body look like one.
+            plan: of a long one.
+            marks: how many places look like a mark.
             in_steps: whether to yield where the loop may run.
 
         Returns:
@@ -328,17 +425,13 @@ class PrefixReader:
         if marks > _MAX_MARKS or (isinstance(prompt, _Response) and prompt.elsewhere):
             return None
         messages: Any = prompt.messages
-        plan = _WHOLE
-        if isinstance(messages, Raw):
-            text = memoryview(messages)
-            plan = self._plan(text)
-            if in_steps:
-                yield
-            messages = self._decoded(text, plan.known_to)
+        if plan is not None:
+            messages = self._decoded(plan.rest, plan.known_to)
             if in_steps:
                 yield
         elif isinstance(messages, str):
             messages = _said(messages)
+        plan = plan or Plan()
         if messages is None or len(messages) + plan.length > _MAX_MESSAGES:
             return None
         for thorough in (False, True):
@@ -350,56 +443,49 @@ class PrefixReader:
                 yield
         return found
 
-    def _decoded(self, text: memoryview, begin: int) -> list[Any] | None:
-        """Decode a list of messages, or those behind a comma; None for anything else."""
+    def _decoded(self, text: bytes, begin: int) -> list[Any] | None:
+        """Decode a list of messages, or those behind a comma; None for anything else.
+
+        Args:
+            begin: the place of that comma in the list; 0 for all of it.
+        """
+        said = False
         if self._dialect is Dialect.OPENAI_RESPONSES:
-            said = bytes(text[:1]) == b'"'
+            said = text.startswith(b'"')
             if not text or (said and len(text) > _MAX_TEXT_BYTES):
                 return None
         elif not text:
             return []
-        else:
-            said = False
         try:
             if said:
                 return _said(_string(text))
-            items = b"".join((b"[", text[begin + 1 :])) if begin else text
+            items = b"[" + text[1:] if begin else text
             messages: list[Any] = self._reader.messages.decode(items)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return messages
 
-    def _plan(self, text: memoryview) -> _Plan:
-        """Say what of a list of messages is known, and what is to be."""
-        known, known_to = self._recall.stretch(self._kind, text)
-        keep_to = self._recall.place(text, known_to, self._key)
-        behind = self._decoded(text, keep_to) if keep_to else None
-        if behind is None:
-            keep_to = 0  # it was within a message
-        return _Plan(text, known, known_to, keep_to, len(behind or ()))
-
-    def _beginning(self, prompt: Any, reading: _Reading) -> Beginning:
+    def _beginning(self, prompt: Any, plan: Plan, reading: _Reading) -> Beginning:
         """Digest tools and system prompt, or know them."""
-        name = None
-        if not reading.thorough:
-            name = self._recall.name(self._kind, prompt.tools, prompt.system)
-            known = self._recall.beginning(name)
-            if known is not None:
-                reading.marks += known.marks
-                return known
+        known = plan.beginning
+        if known is not None and not reading.thorough:
+            reading.marks += known.marks
+            reading.walk(*known.walked)
+            return known
         before = reading.marks
         tools = _Chain(self._salt, b"", 0)
         reading.add_section(tools, prompt.tools)
         system = _Chain(self._salt, tools.digest, tools.size)
         reading.add_section(system, prompt.system)
-        made = _beginning_of(tools, system, reading.marks - before)
+        made = _beginning_of(tools, system, reading.marks - before, plan, reading.walked)
         sizes = (tools.size, system.size - tools.size)
-        if name is not None and not reading.lost and _untold(*sizes):
-            self._recall.keep_beginning(name, made)
+        new = plan.name is not None and not reading.thorough and not reading.lost
+        if plan.name is not None and new and _untold(*sizes):
+            self._recall.keep_beginning(plan.name, made)
         return made
 
     def _digest(
-        self, prompt: Any, messages: Any, plan: _Plan, reading: _Reading, *, in_steps: bool
+        self, prompt: Any, messages: Any, plan: Plan, reading: _Reading, *, in_steps: bool
     ) -> Generator[None, None, Prefix | None]:
         salt, known = self._salt, plan.known
         if isinstance(prompt, _Chat):
@@ -418,11 +504,11 @@ class PrefixReader:
             else:
                 reading.add_messages(system, messages[:first])
             messages = messages[first:]
-            beginning = _beginning_of(tools, system, 0)
+            beginning = _beginning_of(tools, system, 0, plan, (0, 0))
             system_end = system.digest[16:] if system.count else b""
             system_size = system.size - tools.size
         else:
-            beginning = self._beginning(prompt, reading)
+            beginning = self._beginning(prompt, plan, reading)
             system_end, system_size = b"", 0
         rest = _Chain(salt, beginning.digest, beginning.size)
         second = b""
@@ -469,33 +555,15 @@ class PrefixReader:
         )
 
 
-class _Plan(NamedTuple):
-    """What of a list of messages was digested before."""
-
-    text: memoryview
-    known: Stretch | None
-    known_to: int
-    """Where the stretch ends that is known."""
-    keep_to: int
-    """Where one ends that is to be remembered; 0 for none."""
-    behind: int
-    """How many messages are behind that one."""
-
-    @property
-    def length(self) -> int:
-        """How many messages are known."""
-        return 0 if self.known is None else self.known.length
-
-
-_WHOLE = _Plan(memoryview(b""), None, 0, 0, 0)
-
-
-def _beginning_of(tools: _Chain, system: _Chain, marks: int) -> Beginning:
+def _beginning_of(
+    tools: _Chain, system: _Chain, marks: int, plan: Plan, walked: tuple[int, int]
+) -> Beginning:
     found = [
         Breakpoint(digest, ttl_s, size, 0)
         for digest, ttl_s, size, _ in (*tools.breakpoints, *system.breakpoints)
     ]
-    return Beginning(system.digest, system.size, tuple(found), marks)
+    asked = (plan.keys, plan.asked, plan.hour)
+    return Beginning(system.digest, system.size, tuple(found), marks, *asked, walked)
 
 
 def _untold(*sizes: int) -> bool:
@@ -539,6 +607,16 @@ class _Reading:
         self._bytes = _MAX_WALKED_BYTES
         self.lost = False
         """Whether there is a part of which nothing can be said."""
+
+    @property
+    def walked(self) -> tuple[int, int]:
+        """How many bytes and brackets were gone through to find the ends of blocks."""
+        return _MAX_WALKED_BYTES - self._bytes, _MAX_BRACKETS - self._brackets
+
+    def walk(self, size: int, brackets: int) -> None:
+        """Take notice that so much was gone through."""
+        self._bytes -= size
+        self._brackets -= brackets
 
     def add_section(self, chain: _Chain, value: Raw) -> None:
         """Take tools or a system prompt for one part, if there is anything."""

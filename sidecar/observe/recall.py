@@ -20,7 +20,6 @@ from msgspec import Raw
 from xxhash import xxh3_128_digest
 
 from sidecar.exchange import Breakpoint
-from sidecar.observe.members import find_in_windows
 
 __all__ = ["MAX_HELD_BYTES", "MIN_BYTES", "Beginning", "Recall", "Stretch"]
 
@@ -48,7 +47,15 @@ class Beginning(NamedTuple):
     size: int
     breakpoints: tuple[Breakpoint, ...]
     marks: int
-    """How many were found that look like one."""
+    """How many were found that look like one, where they mostly are."""
+    keys: int
+    """How many there are."""
+    asked: bool
+    """Whether one of them asks for caching."""
+    hour: bool
+    """Whether one does for an hour."""
+    walked: tuple[int, int]
+    """What of the bounds for all parts was used up: bytes and brackets."""
 
 
 class Stretch(NamedTuple):
@@ -118,12 +125,12 @@ class Recall:
                     return found, end
         return None, 0
 
-    def place(self, text: memoryview, known: int, key: bytes) -> int:
+    def place(self, text: memoryview, known: int, mark: int) -> int:
         """Say where a stretch of a list of messages ends that is to be remembered.
 
         Args:
-            key: begins a mark.
             known: how far it is known.
+            mark: where the first mark behind that is; the list's length if there is none.
 
         Returns:
             the place of a comma; 0 where there is none that is farther.
@@ -131,8 +138,6 @@ class Recall:
         top = bisect_right(_PLACES, len(text)) - 1
         if top < 0 or _PLACES[top] <= known:
             return 0
-        mark = find_in_windows(bytes(text[known:]), key, 0)
-        mark = len(text) if mark < 0 else known + mark
         for step in range(top, -1, -1):
             if _PLACES[step] <= known:
                 break

@@ -19,14 +19,14 @@ import re
 from array import array
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
 
 from sidecar.exchange import Dialect, RawHeaders, RequestFacts, first_values
+from sidecar.observe.asking import CACHE_CONTROL, CACHE_POINT, Asked, Asking, Mark
 from sidecar.observe.decoding import codings_of
-from sidecar.observe.members import EVERY, SHALLOW, MemberReader, find_in_windows
+from sidecar.observe.members import EVERY, SHALLOW, MemberReader
 from sidecar.observe.prefix import PrefixReader, Prompt
 
 __all__ = ["BodyReader"]
@@ -50,22 +50,6 @@ _MAX_VALUE_BYTES = 4096
 """What is longer is no model's name."""
 
 
-class _Mark(NamedTuple):
-    """How a dialect asks for caching."""
-
-    key: bytes
-    whole: re.Pattern[bytes]
-    """The value tells a real breakpoint from a tool parameter that happens to have this name."""
-
-
-_CACHE_CONTROL = _Mark(
-    b'"cache_control"', re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ephemeral"[^{}]*')
-)
-_CACHE_POINT = _Mark(b'"cachePoint"', re.compile(rb'"cachePoint"\s*:\s*\{[^{}]*"default"[^{}]*'))
-_MARK_BYTES = 256
-"""How much of the text is looked at from a key on: a whole one without blanks has 65 bytes."""
-_MAX_KEYS = 1024
-"""So many keys are looked at; if none of them asks, whether the request does is not known."""
 _COUNTED_FROM_BYTES = 1024 * 1024
 _MAX_TOKENS = 128 * 1024
 """A body with more values than the decoder surely goes through in one step is scanned."""
@@ -80,74 +64,6 @@ _KINDS = bytes(
 """What each byte does to the depth, as a signed one; quotes and backslashes stay."""
 _ESCAPE = re.compile(rb"[\2\\]")
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)%b' % EVERY, re.DOTALL)
-
-
-class _Asked(NamedTuple):
-    """What a text asks for."""
-
-    asked: bool | None
-    hour: bool | None
-
-
-class _Asking:
-    """Looks for what asks for caching in a text that comes in pieces.
-
-    Each key is judged by itself and the bytes behind it, the same ones however the text is cut.
-
-    Args:
-        ttls: whether to look for one that asks for an hour, too.
-    """
-
-    __slots__ = ("_asked", "_hour", "_mark", "_tail", "_ttls", "keys")
-
-    def __init__(self, ttls: bool, mark: _Mark) -> None:
-        self._ttls = ttls
-        self._mark = mark
-        self._asked = self._hour = False
-        self._tail = b""
-        self.keys = 0
-        """How many were looked at."""
-
-    def feed(self, piece: bytes) -> None:
-        """Look at the keys that have enough bytes behind them."""
-        if self._known:
-            return
-        text = self._tail + piece if self._tail else piece
-        self.search(text, len(text) - _MARK_BYTES + 1)
-        self._tail = text[1 - _MARK_BYTES :]
-
-    def finish(self) -> _Asked:
-        """Look at the others."""
-        self.search(self._tail, len(self._tail))
-        return self.found
-
-    def search(self, text: bytes, end: int) -> int:
-        """Look at the keys that begin before `end`; returns up to where that was needed."""
-        # To find a constant is ten times as quick as to search for a pattern.
-        key, whole = self._mark
-        at = find_in_windows(text, key, 0)
-        while 0 <= at < end and not self._known:
-            self.keys += 1
-            found = whole.match(text, at, at + _MARK_BYTES)
-            if found is not None:
-                self._asked = True
-                self._hour = b'"1h"' in found[0]
-            at += 1
-            if not self._known:
-                at = find_in_windows(text, key, at)
-        return at if at >= 0 else len(text)
-
-    @property
-    def _known(self) -> bool:
-        """Whether the rest tells no more, or too much was looked at."""
-        return (self._asked and (self._hour or not self._ttls)) or self.keys >= _MAX_KEYS
-
-    @property
-    def found(self) -> _Asked:
-        """What was found."""
-        if self.keys >= _MAX_KEYS and not (self._asked and (self._hour or not self._ttls)):
-            return _Asked(self._asked or None, None)
-        return _Asked(self._asked, self._hour if self._ttls else None)
 
 
 class _Request(msgspec.Struct):
@@ -186,7 +102,7 @@ class BodyReader:
         self._ttls = ttls
         # LiteLLM takes Anthropic's breakpoints on OpenAI's routes, too.
         converse = dialect is Dialect.BEDROCK_CONVERSE
-        self._mark = _CACHE_POINT if converse else _CACHE_CONTROL
+        self._mark = CACHE_POINT if converse else CACHE_CONTROL
         self._max_bytes = max_bytes
         self._size = 0
         self._tokens: int | None = None
@@ -241,15 +157,22 @@ class BodyReader:
                 if request is not None:
                     if large and prompt is None:
                         yield
-                    asking = _Asking(self._ttls, self._mark)
-                    searched = asking.search(body, len(body))
+                    asking = Asking(self._ttls, self._mark)
+                    plan = None
+                    if prefixes is not None and prompt is not None:
+                        plan = prefixes.plan(prompt)
+                        if large:
+                            yield
+                    if prefixes is not None and plan is not None:
+                        marks = prefixes.search(prompt, plan, asking)
+                    else:
+                        marks = asking.count(body)
                     self._facts = facts = _facts(request, asking.found)
                     wanted = facts.caching_asked or (prefixes is not None and prefixes.automatic)
                     if prefixes is not None and prompt is not None and wanted:
-                        marks = asking.keys + body.count(self._mark.key, searched)
                         if large:
                             yield
-                        prefix = yield from prefixes.prefix(prompt, marks, in_steps=large)
+                        prefix = yield from prefixes.prefix(prompt, plan, marks, in_steps=large)
                         self._facts = facts._replace(prefix=prefix)
                     return
             # Too much for one step, or perhaps text that was cut inside an emoji, which
@@ -288,8 +211,8 @@ class _Scanner:
         "_values",
     )
 
-    def __init__(self, ttls: bool, mark: _Mark) -> None:
-        self._asking = _Asking(ttls, mark)
+    def __init__(self, ttls: bool, mark: Mark) -> None:
+        self._asking = Asking(ttls, mark)
         self._depth = 0
         self._in_string = False
         self._escaped = False
@@ -434,7 +357,7 @@ def _up(depths: list[int], at: int) -> tuple[int, int]:
         return len(depths) - 1, depths[-1]
 
 
-def _facts(request: _Request | Prompt, asked: _Asked) -> RequestFacts:
+def _facts(request: _Request | Prompt, asked: Asked) -> RequestFacts:
     return RequestFacts(_text(request.model), _boolean(request.stream), asked.asked, asked.hour)
 
 

@@ -463,7 +463,7 @@ def test_another_salt_gives_other_digests() -> None:
     reader = PrefixReader(Dialect.ANTHROPIC, 8)
     prompt = reader.read(json.dumps(raw).encode())
     with pytest.raises(StopIteration) as done:
-        next(reader.prefix(prompt, 1, in_steps=False))
+        next(reader.prefix(prompt, None, 1, in_steps=False))
     other: Prefix = done.value.value
     assert other.messages != prefix(raw).messages
 

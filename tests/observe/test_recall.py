@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.exchange import Dialect, Prefix
+from sidecar.exchange import Dialect, Prefix, RequestFacts
 from sidecar.observe import recall
 from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.recall import Beginning, Recall, Stretch
@@ -19,19 +19,25 @@ from sidecar.observe.request import BodyReader
 
 Json = dict[str, Any]
 MARK: Json = {"cache_control": {"type": "ephemeral"}}
+HOUR: Json = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 POINT: Json = {"cachePoint": {"type": "default"}}
 KEY = b'"cache_control"'
 STYLES: list[Json] = [{"separators": (",", ":")}, {}, {"indent": 1}]
 
 
-def read(raw: bytes, reader: PrefixReader, dialect: Dialect) -> Prefix | None:
-    body = BodyReader(
-        [(b"content-length", b"%d" % len(raw))], 1 << 25, dialect=dialect, prefixes=reader
-    )
+def facts(
+    raw: bytes, reader: PrefixReader | None, dialect: Dialect, *, ttls: bool = True
+) -> RequestFacts:
+    length = [(b"content-length", b"%d" % len(raw))]
+    body = BodyReader(length, 1 << 25, ttls=ttls, dialect=dialect, prefixes=reader)
     body.feed(raw)
     for _ in body.finish():
         pass
-    return body.facts().prefix
+    return body.facts()
+
+
+def read(raw: bytes, reader: PrefixReader, dialect: Dialect) -> Prefix | None:
+    return facts(raw, reader, dialect).prefix
 
 
 def conversation(dice: random.Random, dialect: Dialect) -> Iterator[Json]:
@@ -41,7 +47,7 @@ def conversation(dice: random.Random, dialect: Dialect) -> Iterator[Json]:
     tools: Any = [{"name": "t", "input_schema": {"title": "x" * dice.choice([0, 400])}}]
     system: Any = [{"text": "rules " * dice.choice([1, 50]), "type": "text"}]
     if dice.random() < 0.5:
-        system[0] |= MARK
+        system[0] |= dice.choice([MARK, HOUR])
         system.append({"text": "more"} | MARK)
 
     def words() -> str:
@@ -95,7 +101,10 @@ def test_known_is_what_would_be_found_anew(dialect: Dialect) -> None:
             messages = body.get("messages", body.get("input"))
             text = json.dumps(messages, **style).encode()
             known += reader._recall.stretch(reader._kind, memoryview(text))[0] is not None
-            assert read(raw, reader, dialect) == read(raw, PrefixReader(dialect, 7), dialect)
+            ttls = dice.random() < 0.7
+            found = facts(raw, reader, dialect, ttls=ttls)
+            assert found == facts(raw, PrefixReader(dialect, 7), dialect, ttls=ttls)
+            assert found._replace(prefix=None) == facts(raw, None, dialect, ttls=ttls)
     assert known > 30
 
 
@@ -134,9 +143,9 @@ def test_what_is_held_is_bounded() -> None:
     """Whoever makes up prompts has the oldest forgotten; what is used stays."""
     held = Recall(7)
     text = memoryview(growing(20)[len('{"messages":') : -1])
-    end = held.place(text, 0, KEY)
+    end = held.place(text, 0, bytes(text).find(KEY))
     stretch = Stretch(10, b"e" * 160, 5, b"", b"", 0)
-    used = Beginning(b"d" * 32, 40, (), 0)
+    used = Beginning(b"d" * 32, 40, (), 0, 0, False, False, (0, 0))
     held.keep_beginning(1, used)
     for number in range(20_000):
         other = memoryview(b"%d" % number + bytes(text))
@@ -204,18 +213,23 @@ def test_short_texts_are_not_kept(change: Json, beginnings: int, stretches: int)
 def test_place_of_a_stretch() -> None:
     """Between two messages, before the first mark, and behind what is known."""
     held = Recall(7)
+
+    def place(text: bytes, known: int) -> int:
+        mark = text.find(KEY, known)
+        return held.place(memoryview(text), known, mark if mark >= 0 else len(text))
+
     text = growing(20)[len('{"messages":') : -1]
-    end = held.place(memoryview(text), 0, KEY)
+    end = place(text, 0)
     assert text[end:].startswith(b',{"role":')
-    assert held.place(memoryview(text), end, KEY) == 0
+    assert place(text, end) == 0
     for where, least in ((0, 0), (11_000, 4096)):
         marked = text[:where] + text[where:].replace(b'"text":"', b'"cache_control":"')
-        found = held.place(memoryview(marked), 0, KEY)
+        found = place(marked, 0)
         assert least <= found <= where + 100
         assert b"cache_control" not in marked[:found]
-    assert held.place(memoryview(text[:4000]), 0, KEY) == 0
-    assert held.place(memoryview(text.replace(b'},{"role"', b'}, \n{"role"')), 0, KEY) == 0
-    assert held.place(memoryview(text.replace(b'},{"role"', b'}, {"role"')), 0, KEY) > 0
+    assert place(text[:4000], 0) == 0
+    assert place(text.replace(b'},{"role"', b'}, \n{"role"'), 0) == 0
+    assert place(text.replace(b'},{"role"', b'}, {"role"'), 0) > 0
     assert recall._PLACES[-1] > 4_000_000
 
 
