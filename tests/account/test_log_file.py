@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sidecar.account import log_file
 from sidecar.account.log_file import LogFile
 from sidecar.exchange import LogFault
 from tests.support.running import ROOT
@@ -77,7 +79,8 @@ def test_line_is_one_write(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> N
         calls.append(data)
         return len(data)
 
-    monkeypatch.setattr(os, "write", write)
+    # The log's alone: other threads of this process write, too.
+    monkeypatch.setattr(log_file, "os", SimpleNamespace(**vars(os) | {"write": write}))
     monkeypatch.setattr(Path, "stat", lambda self: pytest.fail("looked"))
     for number in range(3):
         log.write(b"%d\n" % number)

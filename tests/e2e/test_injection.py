@@ -38,7 +38,8 @@ NAMES = [
     '"}},"event":"forged"',
     "{{ x }} ${x} %s %n <script>alert(1)</script>",
     "\ud83d half an emoji",
-    "y" * 100_000,
+    "y" * 1000,
+    "z" * 100_000,
     " ",
 ]
 LABELS = "model,team_alias,response_model,model_id,client"
@@ -117,7 +118,9 @@ async def test_names_are_names(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in raw.splitlines()]
     assert [line["event"] for line in lines] == ["usage"] * (len(NAMES) + 1)
     for name, line in zip(NAMES, lines[1:], strict=True):
-        assert line["model"] == name.encode("utf-8", "replace").decode()[:200]
+        # What is longer than 4 KB is no name.
+        known = name.encode("utf-8", "replace").decode()[:200] if len(name) <= 4096 else None
+        assert line["model"] == known
 
 
 async def test_prometheus_reads_such_names() -> None:
