@@ -328,7 +328,7 @@ class Plan:
     @property
     def length(self) -> int:
         """How many messages are known."""
-        return 0 if self.known is None else self.known.length
+        return 0 if self.known is None else self.known.length + self.known.system_length
 
 
 class PrefixReader:
@@ -495,7 +495,7 @@ class PrefixReader:
             first = 0
             if known is not None:
                 if known.system:
-                    system.resume(known.system, 1, known.system_size)
+                    system.resume(known.system, known.system_length, known.system_size)
             else:
                 while first < len(messages) and bytes(messages[first].role) in _SYSTEM_ROLES:
                     first += 1
@@ -506,10 +506,10 @@ class PrefixReader:
             messages = messages[first:]
             beginning = _beginning_of(tools, system, 0, plan, (0, 0))
             system_end = system.digest[16:] if system.count else b""
-            system_size = system.size - tools.size
+            system_length, system_size = system.count, system.size - tools.size
         else:
             beginning = self._beginning(prompt, plan, reading)
-            system_end, system_size = b"", 0
+            system_end, system_length, system_size = b"", 0, 0
         rest = _Chain(salt, beginning.digest, beginning.size)
         second = b""
         if known is not None:
@@ -517,15 +517,22 @@ class PrefixReader:
             second = known.second
         kept = len(messages) - plan.behind if plan.keep_to else 0
         if kept > 0 and not reading.thorough:
-            first_size = len(memoryview(messages[0].content))
+            first_size = len(_plain(bytes(messages[0].content))) if known is None else 0
             if in_steps:
                 second = (yield from reading.add_in_steps(rest, messages[:kept])) or second
             else:
                 second = reading.add_messages(rest, messages[:kept]) or second
             messages = messages[kept:]
-            if _untold(first_size if known is None else 0, system_size):
-                ends, size = b"".join(rest.ends), rest.size - beginning.size
-                stretch = Stretch(rest.count, ends, size, second, system_end, system_size)
+            if not reading.lost and _untold(first_size, system_size):
+                stretch = Stretch(
+                    rest.count,
+                    system_length,
+                    b"".join(rest.ends),
+                    rest.size - beginning.size,
+                    second,
+                    system_end,
+                    system_size,
+                )
                 self._recall.keep_stretch(self._kind, plan.text, plan.keep_to, stretch)
         if in_steps:
             second = (yield from reading.add_in_steps(rest, messages)) or second

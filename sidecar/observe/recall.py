@@ -6,8 +6,9 @@ that depends on nothing but the text: so it is found in whatever request it come
 fast hash tells that it is the same, where to take it apart costs a step of Python's for each
 message.
 
-What is held are digests under the salt of the prompts', of no less than 32 bytes each, counts and
-sizes, in tables whose least recently used entries leave. No part of a prompt is held.
+What is held are digests under the salt of the prompts', counts and sizes, in tables whose least
+recently used entries leave. No part of a prompt is held, and no digest of so little that it could
+be turned back into it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sidecar.exchange import Breakpoint
 __all__ = ["MAX_HELD_BYTES", "MIN_BYTES", "Beginning", "Recall", "Stretch"]
 
 MIN_BYTES = 32
-"""From the digest of a shorter text that text could be found out."""
+"""The quick digest of less than 16 bytes could be turned back into them."""
 MAX_HELD_BYTES = 3 * 1024 * 1024
 """What all stretches may take."""
 _MAX_BEGINNINGS = 512
@@ -63,6 +64,8 @@ class Stretch(NamedTuple):
 
     length: int
     """How many, without those that are the system prompt."""
+    system_length: int
+    """How many are."""
     ends: bytes
     """The digest up to the end of each, 16 bytes each."""
     size: int
@@ -138,10 +141,9 @@ class Recall:
         top = bisect_right(_PLACES, len(text)) - 1
         if top < 0 or _PLACES[top] <= known:
             return 0
-        for step in range(top, -1, -1):
-            if _PLACES[step] <= known:
-                break
-            if _PLACES[step] < mark:
+        # What is farther from the end would not be looked for.
+        for step in range(top, max(top - _TRIES, -1), -1):
+            if known < _PLACES[step] < mark:
                 end = _between(text, _PLACES[step])
                 if known < end < mark:
                     return end
@@ -149,7 +151,11 @@ class Recall:
 
     def keep_stretch(self, kind: bytes, text: memoryview, end: int, stretch: Stretch) -> None:
         """Remember a stretch."""
-        self._stretches[self._name(kind, text, end)] = stretch
+        name = self._name(kind, text, end)
+        before = self._stretches.pop(name, None)
+        if before is not None:
+            self._held_bytes -= _ENTRY_BYTES + len(before.ends)
+        self._stretches[name] = stretch
         self._held_bytes += _ENTRY_BYTES + len(stretch.ends)
         while self._held_bytes > MAX_HELD_BYTES:
             _, gone = self._stretches.popitem(last=False)

@@ -58,8 +58,8 @@ _Pairs = list[tuple[bytes, bytes]]
 _NO_FACTS = RequestFacts()
 _STEP_BYTES = 64 * 1024
 """Largest piece of a request that is read in one go, for the loop's sake."""
-_CATCH_UP_S = 0.005
-"""So long the loop may be held where an answer has come before its request was read."""
+_CATCH_UP_S = 0.002
+"""For so long steps are begun to read a request whose answer has come before it was read."""
 _READ_AFTER_S = 0.01
 """Requests wait so long to be read together: models take longer, and with other work in between
 each would find the processor's caches without the reader's code, which doubles its cost."""
@@ -94,15 +94,17 @@ class _Readings:
             asyncio.get_running_loop().call_later(_READ_AFTER_S, self._read)
 
     def _read(self) -> None:
+        self._awaited = False
         until = perf_counter() + _READ_S
         waiting = self._waiting
         while waiting:
-            if perf_counter() > until:
+            exchange = waiting.popleft()
+            if not exchange.read_until(until):
+                waiting.appendleft(exchange)
+            if waiting and perf_counter() > until:
+                self._awaited = True
                 asyncio.get_running_loop().call_soon(self._read)
                 return
-            if waiting[0].read_until(until):
-                waiting.popleft()
-        self._awaited = False
 
 
 class Relay:
@@ -269,19 +271,19 @@ class _Exchange:
             self._relay.readings.add(self)
 
     async def read_next(self, piece: bytes, *, last: bool) -> None:
-        """Read a further piece, in steps between which the loop runs; have its end read soon."""
+        """Read a further piece, in steps between which the loop runs; the last is read soon."""
         if self._reader is None:
             return
         before = () if self._reading is None else self._reading
-        self._reading = itertools.chain(before, _steps(self._reader, piece, False))
+        self._reading = itertools.chain(before, _steps(self._reader, piece, last))
+        if last:
+            self._relay.readings.add(self)
+            return
         try:
             for _ in self._reading:
                 await asyncio.sleep(0)
         except Exception as exc:
             self._reader_failed(exc)
-        if last and self._reader is not None:
-            self._reading = self._reader.finish()
-            self._relay.readings.add(self)
 
     def read_until(self, until: float) -> bool:
         """Read for so long; returns whether all that has come is read."""
@@ -304,7 +306,7 @@ class _Exchange:
         return facts if model is None else facts._replace(model=model)
 
     def _reader_failed(self, exc: Exception) -> None:
-        self._reader = None
+        self._reader = self._reading = None
         self._relay.accounts.contain("observe", exc)
 
     # The response
@@ -541,6 +543,8 @@ class _Exchange:
                 facts = self._facts()
             except Exception as exc:
                 self._reader_failed(exc)
+            # What is not read by now is read for nobody.
+            self._reader = self._reading = None
         now = perf_counter()
         if since is not None:
             self._overhead_s += now - since

@@ -129,6 +129,33 @@ def test_most_of_a_conversation_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
         assert read(raw, reader, Dialect.ANTHROPIC) is not None
 
 
+def test_what_is_lost_is_not_kept() -> None:
+    """A prompt of which nothing can be said tells nothing of another one with its messages."""
+    body = json.loads(growing(60))
+    far = [{"type": "text", "text": "d" * 600_000} | MARK, {"type": "text", "text": "e"} | MARK]
+    for dialect, lost in ((Dialect.ANTHROPIC, "system"), (Dialect.OPENAI_CHAT, "tools")):
+        reader = PrefixReader(dialect, 7)
+        assert read(json.dumps(body | {lost: far}).encode(), reader, dialect) is None
+        raw = json.dumps(body).encode()
+        for _ in range(2):
+            assert read(raw, reader, dialect) == read(raw, PrefixReader(dialect, 7), dialect)
+
+
+def test_bounds_hold_for_what_is_known() -> None:
+    """The number of messages, and what is gone through in all parts together."""
+    reader = PrefixReader(Dialect.OPENAI_CHAT, 7)
+    system = [{"role": "system", "content": "s" * 99}] * 3
+    said = [{"role": "user", "content": f"hello {at}" * 8} for at in range(2048)]
+    for count in (2000, 2045, 2046):
+        raw = json.dumps({"messages": [*system, *said[:count]]}).encode()
+        assert (read(raw, reader, Dialect.OPENAI_CHAT) is None) == (count == 2046)
+    reader = PrefixReader(Dialect.ANTHROPIC, 7)
+    far = [{"type": "text", "text": "d" * 300_000} | MARK, {"type": "text", "text": "e"} | MARK]
+    raw = json.dumps({"system": far, "messages": [{"role": "user", "content": far}]}).encode()
+    for _ in range(2):
+        assert read(raw, reader, Dialect.ANTHROPIC) is None
+
+
 def test_another_text_is_not_known() -> None:
     """A stretch is one of its text, of its dialect's mark and of its salt."""
     reader = PrefixReader(Dialect.ANTHROPIC, 7)
@@ -144,12 +171,15 @@ def test_what_is_held_is_bounded() -> None:
     held = Recall(7)
     text = memoryview(growing(20)[len('{"messages":') : -1])
     end = held.place(text, 0, bytes(text).find(KEY))
-    stretch = Stretch(10, b"e" * 160, 5, b"", b"", 0)
+    stretch = Stretch(10, 0, b"e" * 160, 5, b"", b"", 0)
     used = Beginning(b"d" * 32, 40, (), 0, 0, False, False, (0, 0))
     held.keep_beginning(1, used)
+    for _ in range(10_000):
+        held.keep_stretch(b"k", text, end, stretch)
+    assert len(held._stretches) == 1
     for number in range(20_000):
         other = memoryview(b"%d" % number + bytes(text))
-        held.keep_stretch(b"k", other, end, Stretch(200, bytes(3200), 5, b"", b"", 0))
+        held.keep_stretch(b"k", other, end, Stretch(200, 0, bytes(3200), 5, b"", b"", 0))
         held.keep_beginning(-number - 5, used)
         if number % 1000 == 0:
             held.keep_stretch(b"k", text, end, stretch)
@@ -196,6 +226,7 @@ def test_nothing_of_a_prompt_is_held() -> None:
         ({"tools": [{"name": "short"}]}, 0, 1),
         ({"system": [{"type": "text", "text": "short"} | MARK, {"text": "x" * 99} | MARK]}, 0, 1),
         ({"messages": "short"}, 1, 0),
+        ({"messages": [{"type": "text", "text": "short"}]}, 1, 0),
     ],
 )
 def test_short_texts_are_not_kept(change: Json, beginnings: int, stretches: int) -> None:
@@ -222,7 +253,7 @@ def test_place_of_a_stretch() -> None:
     end = place(text, 0)
     assert text[end:].startswith(b',{"role":')
     assert place(text, end) == 0
-    for where, least in ((0, 0), (11_000, 4096)):
+    for where, least in ((0, 0), (11_000, 0), (27_000, 19_000)):
         marked = text[:where] + text[where:].replace(b'"text":"', b'"cache_control":"')
         found = place(marked, 0)
         assert least <= found <= where + 100

@@ -893,6 +893,7 @@ class Slow:
         return self._facts
 
 
+@pytest.mark.parametrize("size", [70_000, 400_000])
 @pytest.mark.parametrize("rewritten", [False, True])
 @pytest.mark.parametrize(
     ("slow", "model", "failed"),
@@ -903,10 +904,10 @@ class Slow:
     ],
 )
 async def test_answer_that_comes_before_its_request_is_read(
-    slow: Slow, model: str, failed: int, rewritten: bool
+    slow: Slow, model: str, failed: int, rewritten: bool, size: int
 ) -> None:
     """What is left to read is read then; the answer waits no longer for it than a moment."""
-    body = b" " * 70_000  # more than is read in one go
+    body = b" " * size  # more than is read in one go
     raw = get(b"/v1/messages", b"Content-Length: %d" % len(body), method=b"POST") + body
     up_ = upstream(response(STREAM, b"200 OK", SSE_TYPE))
     rewrite = "openai" if rewritten else "off"
