@@ -382,10 +382,13 @@ class PrefixReader:
         if behind is None:
             keep_to = 0  # it was within a message
         plan = Plan(text, rest, known, known_to, keep_to, len(behind or ()))
-        if not isinstance(prompt, _Chat):
-            plan.name = self._recall.name(self._kind, prompt.tools, prompt.system)
-            plan.beginning = self._recall.beginning(plan.name)
+        self._find_beginning(prompt, plan, self._kind)
         return plan
+
+    def _find_beginning(self, prompt: Any, plan: Plan, kind: bytes) -> None:
+        if not isinstance(prompt, _Chat):
+            plan.name = self._recall.name(kind, prompt.tools, prompt.system)
+            plan.beginning = self._recall.beginning(plan.name)
 
     def search(self, prompt: Any, plan: Plan, asking: Asking) -> int:
         """Look for what asks for caching in a long prompt; returns how many places look like it.
@@ -431,7 +434,10 @@ class PrefixReader:
                 yield
         elif isinstance(messages, str):
             messages = _said(messages)
-        plan = plan or Plan()
+        if plan is None:
+            plan = Plan()
+            # It is searched as a whole: what its beginning asks for is not known by itself.
+            self._find_beginning(prompt, plan, b"short " + self._kind)
         if messages is None or len(messages) + plan.length > _MAX_MESSAGES:
             return None
         for thorough in (False, True):
