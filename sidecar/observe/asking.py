@@ -63,10 +63,9 @@ class Asking:
 
     def add(self, asked: bool, hour: bool, keys: int) -> None:
         """Take what is known of a text."""
-        if not self._known:
-            self._asked = self._asked or asked
-            self._hour = self._hour or hour
-            self.keys += keys
+        self._asked = self._asked or asked
+        self._hour = self._hour or hour
+        self.keys += keys
 
     def feed(self, piece: bytes) -> None:
         """Look at the keys that have enough bytes behind them."""

@@ -284,6 +284,7 @@ class _Exchange:
                 await asyncio.sleep(0)
         except Exception as exc:
             self._reader_failed(exc)
+        self._reading = None
 
     def read_until(self, until: float) -> bool:
         """Read for so long; returns whether all that has come is read."""
