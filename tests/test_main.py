@@ -24,8 +24,10 @@ def catches_sigterm(pid: int) -> bool:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
+    # A signal may come between a file's opening and what closes it.
+    warnings = ["-W", "error", "-W", "ignore::ResourceWarning"]
     child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "sidecar", *arguments],
+        [sys.executable, *warnings, "-m", "sidecar", *arguments],
         env={
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
