@@ -144,6 +144,16 @@ async def _capacity(books: Books, port: int) -> float:
     return best
 
 
+def settings_for(upstream_port: int, usage_log: Path) -> dict[str, str]:
+    """Write the settings of the sidecar: all that it logs is kept."""
+    return {
+        "SIDECAR_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
+        "SIDECAR_USAGE_LOG": str(usage_log),
+        "SIDECAR_USAGE_LOG_FILES": "100",
+        "SIDECAR_DRAIN_DELAY_S": "0",
+    }
+
+
 async def _run(seconds: float, every_s: float, seed: int) -> Figures:
     books, direct = Books(seed), Books(seed)
     standin, direct_standin = StandIn(books), StandIn(direct)
@@ -152,12 +162,7 @@ async def _run(seconds: float, every_s: float, seed: int) -> Figures:
     port, admin_port = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         log, usage_log = Path(name) / "log", Path(name) / "usage.jsonl"
-        settings = {
-            "SIDECAR_UPSTREAM": f"http://127.0.0.1:{standin.port}",
-            "SIDECAR_USAGE_LOG": str(usage_log),
-            "SIDECAR_USAGE_LOG_FILES": "1000",
-            "SIDECAR_DRAIN_DELAY_S": "0",
-        }
+        settings = settings_for(standin.port, usage_log)
         process = await asyncio.to_thread(start, log, port, admin_port, settings)
 
         def state() -> State:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
 from bench.chaos.judge import Verdict
 from bench.inspected import State
 from bench.plot import Panel, draw
-from bench.soak import Figures, Sample
+from bench.soak import Figures, Sample, settings_for
+from sidecar.config import load_settings
 
 REST = State(16, 6, 0, 60_000_000, 0, 0)
 
@@ -61,3 +63,10 @@ def test_chart_has_a_point_for_each_value() -> None:
     width, height = float(root.get("width", 0)), float(root.get("height", 0))
     assert all(0 < x < width and 0 < y < height for x, y in points)
     assert min(points[:4], key=lambda point: point[1]) == points[2]
+
+
+def test_settings_of_the_soak_are_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No bound that a setting was given later keeps the soak from its start."""
+    for name, value in settings_for(9, tmp_path / "usage.jsonl").items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().usage_log_files == 100
