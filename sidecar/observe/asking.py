@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from sidecar.exchange import Dialect
 from sidecar.observe.members import find_in_windows
 
-__all__ = ["CACHE_CONTROL", "CACHE_POINT", "Asked", "Asking", "Mark"]
+__all__ = ["CACHE_CONTROL", "CACHE_POINT", "Asked", "Asking", "Mark", "mark_of"]
 
 
 class Mark(NamedTuple):
@@ -26,6 +27,11 @@ _MARK_BYTES = 256
 """How much of the text is looked at from a key on: a whole one without blanks has 65 bytes."""
 _MAX_KEYS = 1024
 """So many keys are looked at; if none of them asks, whether the request does is not known."""
+
+
+def mark_of(dialect: Dialect) -> Mark:
+    """Say how a dialect asks; LiteLLM takes Anthropic's breakpoints on OpenAI's routes, too."""
+    return CACHE_POINT if dialect is Dialect.BEDROCK_CONVERSE else CACHE_CONTROL
 
 
 class Asked(NamedTuple):

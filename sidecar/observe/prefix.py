@@ -22,7 +22,7 @@ from msgspec import Raw
 from xxhash import xxh3_128_digest
 
 from sidecar.exchange import Breakpoint, Dialect, Prefix
-from sidecar.observe.asking import Asking
+from sidecar.observe.asking import CACHE_POINT, Asking, mark_of
 from sidecar.observe.members import MemberReader, end_of_item, find_in_windows
 from sidecar.observe.recall import MIN_BYTES, Beginning, Recall, Stretch
 
@@ -92,6 +92,11 @@ class Prompt(msgspec.Struct):
     model: Raw = _NONE
     stream: Raw = _NONE
     cache_control: Raw = _NONE
+
+    @property
+    def control(self) -> bytes:
+        """The mark at the top, as one is written within a part."""
+        return b'"cache_control":' + bytes(memoryview(self.cache_control)[:_MAX_MARK_BYTES])
 
 
 class _Messages(Prompt):
@@ -344,10 +349,9 @@ class PrefixReader:
         self._salt = salt
         self._dialect = dialect
         self._reader = _READERS[dialect]
-        converse = dialect is Dialect.BEDROCK_CONVERSE
-        self._key, self._mark = (
-            (b'"cachePoint"', _POINT) if converse else (b'"cache_control"', _CONTROL)
-        )
+        mark = mark_of(dialect)
+        self._key = mark.key
+        self._mark = _POINT if mark is CACHE_POINT else _CONTROL
         self._kind = dialect.value.encode()
         self._recall = recall or Recall(salt)
         self._simple = dialect not in (Dialect.OPENAI_CHAT, Dialect.OPENAI_RESPONSES)
@@ -408,8 +412,7 @@ class PrefixReader:
             keys, asked, hour = known.keys, known.asked, known.hour
         asking.add(asked, hour, keys)
         if prompt.cache_control:
-            control = bytes(memoryview(prompt.cache_control)[:_MAX_MARK_BYTES])
-            keys += asking.count(b'"cache_control":' + control)
+            keys += asking.count(prompt.control)
         return keys + asking.count(plan.rest)
 
     def prefix(
@@ -485,8 +488,8 @@ class PrefixReader:
         reading.add_section(system, prompt.system)
         made = _beginning_of(tools, system, reading.marks - before, plan, reading.walked)
         sizes = (tools.size, system.size - tools.size)
-        new = plan.name is not None and not reading.thorough and not reading.lost
-        if plan.name is not None and new and _untold(*sizes):
+        whole = not (reading.thorough or reading.lost)
+        if plan.name is not None and whole and _untold(*sizes):
             self._recall.keep_beginning(plan.name, made)
         return made
 
@@ -546,8 +549,7 @@ class PrefixReader:
             second = reading.add_messages(rest, messages) or second
         if prompt.cache_control:
             reading.marks += 1
-            control = bytes(memoryview(prompt.cache_control)[:_MAX_MARK_BYTES])
-            asked = _CONTROL.match(b'"cache_control":' + control)
+            asked = _CONTROL.match(prompt.control)
             if asked is not None and asked[1] and _ASKS.search(asked[1]):
                 rest.end(_ttl_s(asked[1]))
         found = [*beginning.breakpoints, *rest.breakpoints]

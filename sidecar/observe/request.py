@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Raw
 
 from sidecar.exchange import Dialect, RawHeaders, RequestFacts, first_values
-from sidecar.observe.asking import CACHE_CONTROL, CACHE_POINT, Asked, Asking, Mark
+from sidecar.observe.asking import Asked, Asking, Mark, mark_of
 from sidecar.observe.decoding import codings_of
 from sidecar.observe.members import EVERY, SHALLOW, MemberReader
 from sidecar.observe.prefix import PrefixReader, Prompt
@@ -100,9 +100,7 @@ class BodyReader:
     ) -> None:
         self._prefixes = prefixes
         self._ttls = ttls
-        # LiteLLM takes Anthropic's breakpoints on OpenAI's routes, too.
-        converse = dialect is Dialect.BEDROCK_CONVERSE
-        self._mark = CACHE_POINT if converse else CACHE_CONTROL
+        self._mark = mark_of(dialect)
         self._max_bytes = max_bytes
         self._size = 0
         self._tokens: int | None = None
