@@ -35,8 +35,8 @@ from bench.measures import MeasureError, build_upstream, upstream
 from bench.proxies import LOAD_CORE, PROXY_CORE, pinned
 from sidecar.exchange import Dialect
 from sidecar.observe.prefix import PrefixReader
-from sidecar.observe.request import BodyReader
 from tests.support.process import ManagedProcess, free_port
+from tests.support.requests import facts_of
 
 __all__ = ["main", "request"]
 
@@ -120,12 +120,7 @@ def _read_us(requests: list[bytes], salt: int | None) -> float:
     prefixes = None if salt is None else PrefixReader(Dialect.ANTHROPIC, salt)
     began = time.thread_time()
     for body in requests:
-        length = [(b"content-length", b"%d" % len(body))]
-        reader = BodyReader(length, 32 << 20, ttls=True, prefixes=prefixes)
-        for at in range(0, len(body), _PIECE_BYTES):
-            reader.feed(body[at : at + _PIECE_BYTES])
-        for _ in reader.finish():
-            pass
+        facts_of(body, prefixes=prefixes, ttls=True, piece_bytes=_PIECE_BYTES)
     return (time.thread_time() - began) / len(requests) * 1e6
 
 

@@ -19,9 +19,9 @@ from sidecar.demo.provider import PromptCache
 from sidecar.exchange import Dialect, Exchange, MissReason, RequestFacts, Usage
 from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.recall import Recall
-from sidecar.observe.request import BodyReader
 from tests.account.test_ledger import TEAM, Books, exchange
 from tests.account.test_pricing import HOUR, NOW, SONNET, cost_map
+from tests.support.requests import facts_of as request_facts
 
 Body = dict[str, Any]
 MODEL = "claude-sonnet-4-5"
@@ -53,12 +53,7 @@ def turns(*texts: str, control: Mapping[str, str] | None = SHORT) -> list[Body]:
 
 def facts_of(body: Body, dialect: Dialect = Dialect.ANTHROPIC, **style: Any) -> RequestFacts:
     raw = json.dumps(body, **style).encode()
-    length = [(b"content-length", b"%d" % len(raw))]
-    reader = BodyReader(length, 1 << 25, dialect=dialect, prefixes=PREFIXES[dialect])
-    reader.feed(raw)
-    for _ in reader.finish():
-        pass
-    return reader.facts()
+    return request_facts(raw, dialect, PREFIXES[dialect])
 
 
 class Play:

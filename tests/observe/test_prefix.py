@@ -14,6 +14,7 @@ from sidecar.observe.members import end_of_item
 from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.request import BodyReader
 from tests.support.bodies import cuts
+from tests.support.requests import facts_of
 
 Json = dict[str, Any]
 SHORT: Json = {"type": "ephemeral"}
@@ -29,17 +30,7 @@ def read(
     body: Json | bytes, dialect: Dialect = Dialect.ANTHROPIC, *, pieces: int = 0, **style: Any
 ) -> Prefix | None:
     raw = body if isinstance(body, bytes) else json.dumps(body, **style).encode()
-    reader = BodyReader(
-        [(b"content-length", b"%d" % len(raw))],
-        1 << 25,
-        dialect=dialect,
-        prefixes=PrefixReader(dialect, 7),
-    )
-    for at in range(0, len(raw), pieces or len(raw) or 1):
-        reader.feed(raw[at : at + (pieces or len(raw))])
-    for _ in reader.finish():
-        pass
-    return reader.facts().prefix
+    return facts_of(raw, dialect, PrefixReader(dialect, 7), piece_bytes=pieces).prefix
 
 
 def prefix(body: Json | bytes, dialect: Dialect = Dialect.ANTHROPIC, **style: Any) -> Prefix:

@@ -15,7 +15,7 @@ from sidecar.exchange import Dialect, Prefix, RequestFacts
 from sidecar.observe import recall
 from sidecar.observe.prefix import PrefixReader
 from sidecar.observe.recall import Beginning, Recall, Stretch
-from sidecar.observe.request import BodyReader
+from tests.support.requests import facts_of
 
 Json = dict[str, Any]
 MARK: Json = {"cache_control": {"type": "ephemeral"}}
@@ -28,12 +28,7 @@ STYLES: list[Json] = [{"separators": (",", ":")}, {}, {"indent": 1}]
 def facts(
     raw: bytes, reader: PrefixReader | None, dialect: Dialect, *, ttls: bool = True
 ) -> RequestFacts:
-    length = [(b"content-length", b"%d" % len(raw))]
-    body = BodyReader(length, 1 << 25, ttls=ttls, dialect=dialect, prefixes=reader)
-    body.feed(raw)
-    for _ in body.finish():
-        pass
-    return body.facts()
+    return facts_of(raw, dialect, reader, ttls=ttls)
 
 
 def read(raw: bytes, reader: PrefixReader, dialect: Dialect) -> Prefix | None:
